@@ -1,0 +1,128 @@
+"""Which ONNX opsets each target's toolchain reads, and what a set of targets leaves.
+
+Data: `data/toolchains.json`, which names its sources. An opset outside the range is no matter of taste: ATC finds no parser
+for any node of an opset-19 model, and the CANN provider moves what it does not know to the CPU without a word.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Final, Protocol
+
+from orchestrator.ascend.soc import is_soc
+from orchestrator.core.errors import PlanError
+
+PREFERRED_OPSET: Final = 18
+"""What torch's dynamo exporter writes natively; anything lower goes through a converter that gives up in silence."""
+
+
+class TargetLike(Protocol):
+    """What is needed of a recipe's target."""
+
+    @property
+    def name(self) -> str:
+        """The target's name in the recipe."""
+        ...
+
+    @property
+    def format(self) -> str:
+        """`om`, `mindir`, `onnx` or `torch`."""
+        ...
+
+    @property
+    def soc(self) -> str | None:
+        """The SoC, where the format compiles for one."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A target as plain data, for callers that hold JSON."""
+
+    name: str
+    format: str
+    soc: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OpsetRange:
+    """Opsets of `ai.onnx`, ends included; `maximum` None is no limit. `bound_by` names the targets that set the ends."""
+
+    minimum: int
+    maximum: int | None
+    bound_by: tuple[str, ...] = ()
+
+    def __contains__(self, opset: int) -> bool:
+        return self.minimum <= opset and (self.maximum is None or opset <= self.maximum)
+
+    def __str__(self) -> str:
+        return f"{self.minimum} or newer" if self.maximum is None else f"{self.minimum} to {self.maximum}"
+
+
+@dataclass(frozen=True, slots=True)
+class Toolchain:
+    """One toolchain: its name for people, the opsets it reads, and why."""
+
+    key: str
+    tool: str
+    minimum: int
+    maximum: int | None
+    why: str
+    sources: tuple[str, ...]
+
+
+def toolchain(target: TargetLike) -> Toolchain:
+    """Return the toolchain that reads the ONNX graph for `target`.
+
+    Raises:
+        PlanError: The format is unknown.
+    """
+    table = _table()
+    key = "onnx-cann" if target.format == "onnx" and is_soc(target.soc or "") else target.format
+    if key not in table:
+        known = ", ".join(sorted(table))
+        raise PlanError(f"target {target.name!r} has unknown format {target.format!r}", hint=f"use one of {known}")
+    return table[key]
+
+
+def allowed_opsets(targets: Iterable[TargetLike]) -> OpsetRange:
+    """Return the opsets that every target's toolchain reads.
+
+    Raises:
+        PlanError: The targets leave none in common; the message names the two that conflict.
+    """
+    rows = [(target.name, toolchain(target)) for target in targets]
+    if not rows:
+        return OpsetRange(_table()["onnx"].minimum, None)
+    low_name, low = max(rows, key=lambda row: row[1].minimum)
+    limited = [(name, chain, chain.maximum) for name, chain in rows if chain.maximum is not None]
+    if not limited:
+        return OpsetRange(low.minimum, None, (low_name,))
+    high_name, high, maximum = min(limited, key=lambda row: row[2])
+    if low.minimum > maximum:
+        raise PlanError(
+            f"no opset fits all targets: {low_name!r} ({low.tool}) reads {low.minimum} or newer, "
+            f"{high_name!r} ({high.tool}) reads {maximum} or older",
+            hint="put one of them into a recipe of its own",
+        )
+    return OpsetRange(low.minimum, maximum, tuple(dict.fromkeys((low_name, high_name))))
+
+
+def preferred_opset(allowed: OpsetRange) -> int:
+    """Return the opset to ask the exporter for: 18, or the end of the range that is nearest to it."""
+    top = PREFERRED_OPSET if allowed.maximum is None else min(PREFERRED_OPSET, allowed.maximum)
+    return max(top, allowed.minimum)
+
+
+@cache
+def _table() -> dict[str, Toolchain]:
+    text = files("orchestrator.ascend").joinpath("data/toolchains.json").read_text(encoding="utf-8")
+    rows = json.loads(text)["toolchains"]
+    return {
+        key: Toolchain(key, row["tool"], row["minimum"], row["maximum"], row["why"], tuple(row["sources"]))
+        for key, row in rows.items()
+    }
