@@ -1,0 +1,199 @@
+"""Generations of endpoints: compare-and-set appends, numbers that are never reused, one live and one staged at most."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from sqlalchemy import Connection, select, update
+
+from orchestrator.core.errors import Conflict, LedgerError
+from orchestrator.ledger.audit import AuditLog
+from orchestrator.ledger.database import Database
+from orchestrator.ledger.leases import fence
+from orchestrator.ledger.rows import Generation, GenerationRequest, GenerationState, Lease, TableStamp, values_of
+from orchestrator.ledger.schema import generations, table_versions
+
+TRANSITIONS: Final[Mapping[GenerationState, frozenset[GenerationState]]] = {
+    GenerationState.STAGED: frozenset({GenerationState.LIVE, GenerationState.FAILED}),
+    GenerationState.LIVE: frozenset({GenerationState.DRAINING}),
+    GenerationState.DRAINING: frozenset({GenerationState.RETIRED}),
+    GenerationState.RETIRED: frozenset(),
+    GenerationState.FAILED: frozenset(),
+}
+"""What may follow what; a rollback is a new generation, so nothing ever comes back."""
+
+ROUTED: Final = frozenset({GenerationState.STAGED, GenerationState.LIVE, GenerationState.DRAINING})
+"""States that stand in a routing table."""
+
+_SAME: Final = ("endpoint", "pool", "bundle", "kind")
+
+
+class Generations:
+    """The truth about what is served."""
+
+    def __init__(self, database: Database, audit: AuditLog) -> None:
+        self._database = database
+        self._audit = audit
+
+    def append(self, request: GenerationRequest, lease: Lease) -> Generation:
+        """Append the next generation, staged. A repeat of the same request id returns the first result.
+
+        Raises:
+            Conflict: Fenced; or another generation is live or being rolled out; or the id was used for something else.
+        """
+        with self._database.write() as connection:
+            fence(connection, lease)
+            known = _select(connection, request.endpoint)
+            for earlier in known:
+                if earlier.request_id == request.request_id:
+                    return _same(earlier, request)
+            _compare(known, request)
+            now = self._database.now(connection)
+            fields = {name: value for name, value in values_of(request).items() if name != "expected"}
+            made = Generation(
+                **fields,
+                number=1 + max((g.number for g in known), default=0),
+                state=GenerationState.STAGED,
+                error=None,
+                created_at=now,
+                changed_at=now,
+            )
+            connection.execute(generations.insert().values(values_of(made)))
+            self._record(connection, made, request.actor, f"generation.{request.kind}", {"expected": request.expected})
+            return made
+
+    def set_state(
+        self,
+        endpoint: str,
+        number: int,
+        state: GenerationState,
+        lease: Lease,
+        *,
+        actor: str,
+        error: Mapping[str, Any] | None = None,
+    ) -> Generation:
+        """Move a generation on; going live moves the live one to draining in the same transaction. Idempotent.
+
+        Raises:
+            Conflict: Fenced, or the move is not in `TRANSITIONS`.
+            LedgerError: There is no such generation.
+        """
+        with self._database.write() as connection:
+            fence(connection, lease)
+            known = {g.number: g for g in _select(connection, endpoint)}
+            if number not in known:
+                raise LedgerError(f"endpoint {endpoint!r} has no generation {number}", hint="list the endpoints")
+            current = known[number]
+            if current.state == state:
+                return current
+            if state == GenerationState.LIVE:
+                for other in known.values():
+                    if other.state == GenerationState.LIVE:
+                        self._move(connection, other, GenerationState.DRAINING, actor, None)
+            return self._move(connection, current, state, actor, error)
+
+    def get(self, endpoint: str, number: int) -> Generation | None:
+        """Return one generation."""
+        return next((g for g in self.list(endpoint) if g.number == number), None)
+
+    def live(self, endpoint: str) -> Generation | None:
+        """Return the generation that answers clients."""
+        return next((g for g in self.list(endpoint) if g.state == GenerationState.LIVE), None)
+
+    def list(self, endpoint: str) -> tuple[Generation, ...]:
+        """Return all generations of an endpoint, by number."""
+        with self._database.read() as connection:
+            return _select(connection, endpoint)
+
+    def endpoints(self) -> tuple[str, ...]:
+        """Return the names of all endpoints that ever had a generation."""
+        query = select(generations.c.endpoint).distinct().order_by(generations.c.endpoint)
+        with self._database.read() as connection:
+            return tuple(connection.execute(query).scalars())
+
+    def stamp(self, site: str, lease: Lease | None = None) -> TableStamp:
+        """Take the next table version of a site together with what that table must show.
+
+        Both come from one write transaction: a higher version never shows an older state.
+        """
+        with self._database.write() as connection:
+            if lease is not None:
+                fence(connection, lease)
+            query = select(table_versions.c.version).where(table_versions.c.site == site)
+            version = 1 + (connection.execute(query).scalar_one_or_none() or 0)
+            self._database.put(connection, table_versions, [{"site": site, "version": version}])
+            shown = generations.c.state.in_(sorted(ROUTED)) & (generations.c.site == site)
+            found = connection.execute(
+                select(generations).where(shown).order_by(generations.c.endpoint, generations.c.number)
+            )
+            return TableStamp(site, version, tuple(_generation(dict(row)) for row in found.mappings()))
+
+    def _move(
+        self,
+        connection: Connection,
+        current: Generation,
+        state: GenerationState,
+        actor: str,
+        error: Mapping[str, Any] | None,
+    ) -> Generation:
+        if state not in TRANSITIONS[current.state]:
+            raise Conflict(
+                f"generation {current.number} of {current.endpoint!r} is {current.state} and cannot become {state}",
+                hint="look at the endpoint's generations; a rollback makes a new one",
+            )
+        moved = replace(current, state=state, error=error, changed_at=self._database.now(connection))
+        here = (generations.c.endpoint == current.endpoint) & (generations.c.number == current.number)
+        values = {"state": state.value, "error": error, "changed_at": moved.changed_at}
+        connection.execute(update(generations).where(here).values(values))
+        self._record(connection, moved, actor, f"generation.{state}", {"was": current.state.value, "error": error})
+        return moved
+
+    def _record(
+        self, connection: Connection, generation: Generation, actor: str, action: str, detail: Mapping[str, Any]
+    ) -> None:
+        subject = f"{generation.endpoint}/{generation.number}"
+        facts = {"bundle": generation.bundle, "pool": generation.pool, "site": generation.site, **detail}
+        if generation.state == GenerationState.STAGED:
+            facts |= {"request_id": generation.request_id, "reason": generation.reason}
+        self._audit.append_in(connection, actor, action, subject, facts)
+
+
+def _same(earlier: Generation, request: GenerationRequest) -> Generation:
+    differs = [name for name in _SAME if getattr(earlier, name) != getattr(request, name)]
+    if differs:
+        raise Conflict(
+            f"request {request.request_id!r} already made generation {earlier.number} of {earlier.endpoint!r} "
+            f"with another {', '.join(differs)}",
+            hint="use a new request id",
+            details={"generation": earlier.number, "bundle": earlier.bundle},
+        )
+    return earlier
+
+
+def _compare(known: tuple[Generation, ...], request: GenerationRequest) -> None:
+    live = next((g.number for g in known if g.state == GenerationState.LIVE), 0)
+    staged = next((g for g in known if g.state == GenerationState.STAGED), None)
+    if live != request.expected:
+        raise Conflict(
+            f"endpoint {request.endpoint!r} is at generation {live}, not {request.expected}",
+            hint="someone else changed it; look at the endpoint, then repeat the command",
+            details={"live": live, "expected": request.expected},
+        )
+    if staged is not None:
+        raise Conflict(
+            f"generation {staged.number} of {request.endpoint!r} is being rolled out by {staged.actor}",
+            hint="wait until it is live or has failed",
+            details={"live": live, "staged": staged.number, "expected": request.expected},
+        )
+
+
+def _select(connection: Connection, endpoint: str) -> tuple[Generation, ...]:
+    query = select(generations).where(generations.c.endpoint == endpoint).order_by(generations.c.number)
+    return tuple(_generation(dict(row)) for row in connection.execute(query).mappings())
+
+
+def _generation(values: Mapping[Any, Any]) -> Generation:
+    fields: dict[str, Any] = {**values, "state": GenerationState(values["state"])}
+    return Generation(**fields)
