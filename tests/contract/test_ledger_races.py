@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from orchestrator.core.errors import LedgerError
+from orchestrator.ledger import GenerationState, Ledger
+
+RACER = Path(__file__).parents[1] / "support" / "ledger_racer.py"
+PROCESSES = 4
+
+
+def race(url: str, what: str, rounds: int) -> dict[str, list[int]]:
+    """Start the racers on a ledger that does not exist yet: creating it is part of the race."""
+    children = {
+        name: subprocess.Popen(
+            [sys.executable, str(RACER), url, what, name, str(rounds)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        for name in (f"p{number}" for number in range(PROCESSES))
+    }
+    results: dict[str, list[int]] = {}
+    for name, child in children.items():
+        out, err = child.communicate(timeout=120)
+        assert child.returncode == 0, err.decode()
+        results[name] = json.loads(out)
+    return results
+
+
+def test_racing_for_a_lease_gives_each_token_once(ledger_url: str) -> None:
+    tokens = race(ledger_url, "leases", 5)
+    assert sorted(token for found in tokens.values() for token in found) == list(range(1, PROCESSES * 5 + 1))
+
+
+def test_racing_for_a_generation_has_one_winner_a_round_and_no_gap(ledger_url: str) -> None:
+    rounds = 12
+    won = race(ledger_url, "generations", rounds)
+    assert sorted(number for found in won.values() for number in found) == list(range(1, rounds + 1))
+    with Ledger.open(ledger_url) as ledger:
+        generations = ledger.generations.list("digits")
+        assert [g.number for g in generations] == list(range(1, rounds + 1))
+        assert [g.number for g in generations if g.state == GenerationState.LIVE] == [rounds]
+        for generation in generations:
+            assert generation.number in won[generation.actor]
+        assert ledger.audit.verify().count == rounds + rounds + 2 * (rounds - 1)
+
+
+def test_a_writer_that_stands_still_gives_a_clear_error_in_bounded_time(ledger_url: str) -> None:
+    with Ledger.open(ledger_url) as holder, Ledger.open(ledger_url, busy_timeout_s=0.3) as other:
+        with holder._database.write(), pytest.raises(LedgerError, match=r"stayed busy for 0\.3 s"):
+            other.projections.put("a", "b")
+        other.projections.put("a", "b")
+        assert holder.projections.get("a") == "b"
