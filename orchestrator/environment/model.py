@@ -1,0 +1,125 @@
+"""The environment: where things run. Only what works today is accepted."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr
+from pydantic_core import PydanticCustomError
+
+from orchestrator.core.redact import redact_url
+from orchestrator.recipe.fields import FilePath, Flag, Model, Name, Soc, Text, Version, Whole
+
+_TRACKING: Final = re.compile(r"sqlite|https?://[^\s/]+\S*")
+_LEDGER: Final = re.compile(r"sqlite:////\S+|postgresql\+psycopg://\S+")
+
+
+def _tracking(value: str) -> str:
+    if not _TRACKING.fullmatch(value):
+        raise _wrong(
+            f"{redact_url(value)!r} is no address of MLflow (write `sqlite`, or http:// or https:// and a host)"
+        )
+    if "@" in value.partition("://")[2].partition("/")[0]:
+        raise _wrong(
+            "a user name or password stands in the address; give them by MLFLOW_TRACKING_USERNAME and _PASSWORD"
+        )
+    return value
+
+
+def _ledger(value: str) -> str:
+    if not _LEDGER.fullmatch(value):
+        known = "sqlite:////absolute/path or postgresql+psycopg://host/database"
+        raise _wrong(f"{redact_url(value)!r} is no address of a ledger (write {known})")
+    return value
+
+
+def _wrong(message: str) -> PydanticCustomError:
+    return PydanticCustomError("wrong_value", "{text}", {"text": message})
+
+
+def _under_state(value: str) -> str:
+    path = Path(value)
+    if path.is_absolute() or ".." in path.parts or "://" in value:
+        raise _wrong(f"{value!r} is not a folder under `state`")
+    return value
+
+
+def _not_null(value: object) -> object:
+    if value is None:
+        raise _wrong("is empty; leave the field out, or give its fields")
+    return value
+
+
+class Tracking(Model):
+    """The MLflow that shows what happened."""
+
+    uri: Annotated[Text, AfterValidator(_tracking)] = Field(
+        "sqlite", description="`sqlite` (a database under state), or the http(s) address of an MLflow server."
+    )
+
+
+class LedgerSettings(Model):
+    """Where the truth is kept."""
+
+    url: Annotated[Text, AfterValidator(_ledger)] | None = Field(
+        None, description="Database URL: sqlite:////path or postgresql+psycopg://...; SQLite under state when absent."
+    )
+
+
+class Site(Model):
+    """A place with one Ray cluster."""
+
+    kind: Literal["local"] = Field(description="local: a Ray head on this machine that `orchestrate up` supervises.")
+    allow_cpu: Flag = Field(
+        False, description="Training may use a CPU where the recipe asks for no GPU or there is none."
+    )
+
+
+class Pool(Model):
+    """Named device slots on a serve site."""
+
+    site: Name = Field(description="The site that has the devices.")
+    soc: Soc = Field(description="SoC of every device in the pool, as npu-smi and ATC name it.")
+    rehearsal: Flag = Field(
+        False, description="Serve from a CPU in place of the NPU, and say so everywhere; false refuses without an NPU."
+    )
+    slots: Whole = Field(1, ge=1, le=1024, description="Number of devices to use.")
+
+
+class Tools(Model):
+    """Programs of the Ascend toolchain; each has an interpreter of its own, because their libraries do not mix."""
+
+    mindspore_lite_python: FilePath | None = Field(None, description="Python that has mindspore_lite.")
+    onnxruntime_cann_python: FilePath | None = Field(None, description="Python that has onnxruntime-cann (NumPy < 2).")
+    atc: FilePath | None = Field(None, description="The ATC compiler of CANN.")
+
+
+class Environment(Model):
+    """A whole environment."""
+
+    environment: Version = Field(description="Version of this format: 1.")
+    state: FilePath = Field(
+        ".orchestrate", description="Folder of ledger, logs, sockets and store; relative to the current folder."
+    )
+    store: Annotated[FilePath, AfterValidator(_under_state)] = Field(
+        "store", description="Folder of the artifact store, under state."
+    )
+    tracking: Annotated[Tracking, BeforeValidator(_not_null)] = Field(Tracking(), description="MLflow.")  # pyright: ignore[reportCallIssue]
+    ledger: Annotated[LedgerSettings, BeforeValidator(_not_null)] = Field(LedgerSettings(), description="The ledger.")  # pyright: ignore[reportCallIssue]
+    sites: dict[Name, Site] = Field(description="Sites by name; the first one trains.", min_length=1)
+    pools: dict[Name, Pool] = Field({}, description="Pools by name.")
+    tools: Annotated[Tools, BeforeValidator(_not_null)] = Field(Tools(), description="Tools by name.")  # pyright: ignore[reportCallIssue]
+
+    _base: Path = PrivateAttr(default_factory=Path.cwd)
+
+    @property
+    def state_path(self) -> Path:
+        """Absolute folder of the state; a relative `state` counts from the folder that was current at loading."""
+        return self._base / Path(self.state).expanduser()
+
+    @property
+    def store_path(self) -> Path:
+        """Absolute folder of the artifact store."""
+        return self.state_path / self.store

@@ -1,0 +1,152 @@
+"""What no single field can know: fields against each other, and the recipe against the files beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from orchestrator.recipe.entrypoints import find_fault
+from orchestrator.recipe.model import RESERVED_STEPS, Recipe
+from orchestrator.recipe.problems import Loc, did_you_mean
+
+Finding = tuple[Loc, str]
+"""A path and what is wrong there."""
+
+
+def cross_check(recipe: Recipe, folder: Path) -> Iterator[Finding]:
+    """Yield everything that does not fit together.
+
+    Args:
+        recipe: Valid field by field.
+        folder: Where the user's code is.
+    """
+    yield from _step_names(recipe)
+    yield from _needs(recipe)
+    yield from _parts(recipe)
+    yield from _targets(recipe)
+    yield from _entrypoints(recipe, folder)
+    yield from _files(recipe, folder)
+
+
+def entrypoints_of(recipe: Recipe) -> Iterator[tuple[Loc, str]]:
+    """Yield every entry point of a recipe with its path."""
+    for index, step in enumerate(recipe.steps):
+        if step.entrypoint is not None:
+            yield ("steps", index, "entrypoint"), step.entrypoint
+    if recipe.model is not None:
+        yield ("model", "factory"), recipe.model.factory
+    if recipe.train is not None and recipe.train.entrypoint is not None:
+        yield ("train", "entrypoint"), recipe.train.entrypoint
+    if recipe.evaluate is not None:
+        yield ("evaluate", "entrypoint"), recipe.evaluate.entrypoint
+    if recipe.samples is not None:
+        yield ("samples",), recipe.samples
+
+
+def _step_names(recipe: Recipe) -> Iterator[Finding]:
+    seen: set[str] = set()
+    for index, step in enumerate(recipe.steps):
+        at: Loc = ("steps", index, "name")
+        if step.name in seen:
+            yield at, f"a step `{step.name}` stands above already"
+        if step.name in RESERVED_STEPS:
+            yield at, f"`{step.name}` is a step that the program adds itself; choose another name"
+        seen.add(step.name)
+
+
+def _needs(recipe: Recipe) -> Iterator[Finding]:
+    names = [step.name for step in recipe.steps]
+    for index, step in enumerate(recipe.steps):
+        for position, need in enumerate(step.needs):
+            at: Loc = ("steps", index, "needs", position)
+            if need not in names:
+                yield at, f"there is no own step `{need}`{did_you_mean(need, (n for n in names if n != step.name))}"
+            elif need in step.needs[:position]:
+                yield at, f"`{need}` stands twice"
+    yield from _cycles(recipe)
+
+
+def _cycles(recipe: Recipe) -> Iterator[Finding]:
+    """Yield each cycle once, at the need that closes it. Walks with a stack: a chain may be longer than Python's."""
+    needs = {step.name: step.needs for step in recipe.steps}
+    index = {step.name: number for number, step in enumerate(recipe.steps)}
+    done: set[str] = set()
+    for root in needs:
+        trail: list[tuple[str, int]] = [(root, 0)] if root not in done else []
+        while trail:
+            name, position = trail.pop()
+            if position >= len(needs[name]):
+                done.add(name)
+                continue
+            trail.append((name, position + 1))
+            need = needs[name][position]
+            walked = [each for each, _ in trail]
+            if need in walked:
+                circle = " → ".join([*walked[walked.index(need) :], need])
+                yield ("steps", index[name], "needs", position), f"the steps need each other: {circle}"
+            elif need in needs and need not in done:
+                trail.append((need, 0))
+
+
+def _parts(recipe: Recipe) -> Iterator[Finding]:
+    """Check which sections need which others."""
+    if recipe.train is not None and recipe.source is not None:
+        yield ("source",), "`train` and `source` exclude each other; keep one"
+        return
+    produces = recipe.train is not None or recipe.source is not None
+    if not produces:
+        for name in ("evaluate", "rollout", "targets", "samples"):
+            if getattr(recipe, name):
+                yield (name,), "needs a model to work on: add `train` or `source`"
+    section = "train" if recipe.train is not None else "source"
+    if produces and recipe.model is None and not (recipe.source is not None and recipe.source.is_graph):
+        yield (section,), "needs `model` (factory, inputs, outputs) beside it"
+    if not (produces or recipe.steps):
+        yield (), "there is nothing to do: add `train`, `source` or `steps`"
+
+
+def _targets(recipe: Recipe) -> Iterator[Finding]:
+    names = [target.name for target in recipe.targets]
+    dims = _named_dims(recipe)
+    for index, target in enumerate(recipe.targets):
+        if target.name in names[:index]:
+            yield ("targets", index, "name"), f"a target `{target.name}` stands above already"
+        if dims is not None:
+            for dim in target.shapes:
+                if dim not in dims:
+                    message = f"no input of the model has a size named `{dim}`{did_you_mean(dim, dims)}"
+                    yield ("targets", index, "shapes", dim), message
+        if target.parity.metric_drop and recipe.evaluate is None:
+            yield ("targets", index, "parity", "metric_drop"), "needs `evaluate`, which measures the metrics"
+
+
+def _named_dims(recipe: Recipe) -> set[str] | None:
+    if recipe.model is None:
+        return None
+    return {dim for tensor in recipe.model.inputs.values() for dim in tensor.shape if isinstance(dim, str)}
+
+
+def _entrypoints(recipe: Recipe, folder: Path) -> Iterator[Finding]:
+    for loc, entrypoint in entrypoints_of(recipe):
+        fault = find_fault(folder, entrypoint)
+        if fault:
+            yield loc, fault
+
+
+def _files(recipe: Recipe, folder: Path) -> Iterator[Finding]:
+    for index, pattern in enumerate(recipe.files):
+        if next(_matching(folder, pattern), None) is None:
+            yield ("files", index), f"no file below the recipe's folder matches `{pattern}`"
+    source = recipe.source
+    exists: Callable[[Path], bool] = Path.is_file
+    for name in ("onnx", "safetensors"):
+        file = getattr(source, name, None)
+        if file is not None and not exists(folder / file):
+            yield ("source", name), f"there is no file {file}"
+
+
+def _matching(folder: Path, pattern: str) -> Iterator[Path]:
+    try:
+        yield from (path for path in folder.glob(pattern) if path.is_file())
+    except (ValueError, NotImplementedError):
+        return  # Patterns that pathlib refuses, such as `a**b`, match nothing.
