@@ -1,1 +1,1 @@
-
+"""Use cases, one file each; `wiring` alone chooses concrete parts."""

@@ -110,6 +110,10 @@ class Unreachable(InfraError):
     """A remote did not answer. This never means that its work failed."""
 
 
+class InternalError(OrchestratorError):
+    """A bug of ours or a broken installation; another attempt would do the same."""
+
+
 class Preempted(InfraError):
     """The machine was taken away."""
 

@@ -44,9 +44,15 @@ class ProcessIdentity:
         return ProcessIdentity.of(self.pid) == self
 
 
-def die_with_parent() -> None:
-    """Ask the kernel for SIGKILL when the parent ends; for `preexec_fn` or the first line of a child."""
+def die_with_parent(parent_pid: int = 0) -> None:
+    """Ask the kernel for SIGKILL when the thread that started us ends; call it in the first line of a child.
+
+    Args:
+        parent_pid: The parent as it knew itself; if it is gone already we end at once. 0 = do not check.
+    """
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if parent_pid and os.getppid() != parent_pid:
+        os._exit(1)
 
 
 def pids_with_environment(name: str, value: str) -> Iterator[int]:

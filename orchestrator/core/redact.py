@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Final, cast
 from urllib.parse import urlsplit, urlunsplit
 
-_KEY: Final = re.compile(r"(?i)(authorization|token|password|passwd|secret|api_?key|access_?key|signature|credential)")
+_KEY: Final = re.compile(
+    r"(?i)(authorization|token|password|passwd|secret|api[-_]?key|access[-_]?key|signature|credential)"
+)
 _INLINE: Final = re.compile(
-    r"(?i)\b(authorization:\s*bearer|bearer|token|password|passwd|secret|api_?key|access_?key)([=:\s]+)([^\s,;&\"']{6,})"
+    r"(?i)\b(authorization:\s*bearer|bearer|token|password|passwd|secret|api[-_]?key|access[-_]?key)([=:\s]+)([^\s,;&\"']{6,})"
 )
 _URL: Final = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s\"'<>]+")
 _MASK: Final = "***"

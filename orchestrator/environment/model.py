@@ -12,14 +12,14 @@ from pydantic_core import PydanticCustomError
 from orchestrator.core.redact import redact_url
 from orchestrator.recipe.fields import FilePath, Flag, Model, Name, Soc, Text, Version, Whole
 
-_TRACKING: Final = re.compile(r"sqlite|https?://[^\s/]+\S*")
+_TRACKING: Final = re.compile(r"sqlite|none|https?://[^\s/]+\S*")
 _LEDGER: Final = re.compile(r"sqlite:////\S+|postgresql\+psycopg://\S+")
 
 
 def _tracking(value: str) -> str:
     if not _TRACKING.fullmatch(value):
         raise _wrong(
-            f"{redact_url(value)!r} is no address of MLflow (write `sqlite`, or http:// or https:// and a host)"
+            f"{redact_url(value)!r} is no address of MLflow (write `sqlite`, `none`, or http:// or https:// and a host)"
         )
     if "@" in value.partition("://")[2].partition("/")[0]:
         raise _wrong(
@@ -56,7 +56,7 @@ class Tracking(Model):
     """The MLflow that shows what happened."""
 
     uri: Annotated[Text, AfterValidator(_tracking)] = Field(
-        "sqlite", description="`sqlite` (a database under state), or the http(s) address of an MLflow server."
+        "sqlite", description="`sqlite` (a database under state), the http(s) address of an MLflow server, or `none`."
     )
 
 

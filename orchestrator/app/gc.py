@@ -1,0 +1,74 @@
+"""`gc`: what no recent execution and no generation needs goes; everything else stays."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from orchestrator.app.wiring import Workplace
+from orchestrator.core.digests import hex_of, is_digest
+from orchestrator.ledger import Ledger
+from orchestrator.steps.segment import work_folder
+
+
+def collect(workplace: Workplace, keep_executions: int, older_than_s: float, *, remove: bool) -> dict[str, Any]:
+    """Collect garbage, or say what would go.
+
+    Args:
+        workplace: Where.
+        keep_executions: Per recipe, how many of the newest executions keep their results.
+        older_than_s: Nothing younger is touched, so that a running execution loses nothing.
+        remove: False = only say.
+
+    Returns:
+        `{removed, size_bytes, items: [{kind, name, size_bytes}]}`.
+    """
+    with workplace.open_ledger() as ledger:
+        digests, fingerprints = _kept(ledger, keep_executions)
+    work = {work_folder(workplace.work, fingerprint).name for fingerprint in fingerprints}
+    bundles = {hex_of(digest) for digest in digests if is_digest(digest)}
+    before = time.time() - older_than_s
+    old = _old_folders(workplace.work, work, before) + _old_folders(workplace.bundles, bundles, before)
+    items = [{"kind": path.parent.name, "name": path.name, "size_bytes": _size(path)} for path in old]
+    store = workplace.store
+    removed = store.gc(digests, older_than_s) if remove else store.garbage(digests, older_than_s)
+    items += [{"kind": item.kind, "name": item.name, "size_bytes": item.size_bytes} for item in removed]
+    if remove:
+        for path in old:
+            _remove_read_only(path)
+    return {"removed": remove, "size_bytes": sum(int(str(item["size_bytes"])) for item in items), "items": items}
+
+
+def _kept(ledger: Ledger, keep_executions: int) -> tuple[set[str], set[str]]:
+    digests: set[str] = set()
+    fingerprints: set[str] = set()
+    seen: dict[str, int] = {}
+    for row in ledger.executions.list(limit=100_000):
+        seen[row.recipe] = seen.get(row.recipe, 0) + 1
+        if seen[row.recipe] > keep_executions and row.state != "running":
+            continue
+        for step in ledger.executions.steps(row.id):
+            digests |= set(step.outputs.values())
+            fingerprints |= {step.fingerprint} if step.fingerprint else set()
+    for endpoint in ledger.generations.endpoints():
+        for generation in ledger.generations.list(endpoint):
+            digests |= {generation.artifact, generation.bundle}
+    return digests, fingerprints
+
+
+def _old_folders(root: Path, keep: set[str], before: float) -> list[Path]:
+    if not root.is_dir():
+        return []
+    return [path for path in sorted(root.iterdir()) if path.name not in keep and path.stat().st_mtime < before]
+
+
+def _size(path: Path) -> int:
+    return sum(file.lstat().st_size for file in path.rglob("*") if not file.is_dir())
+
+
+def _remove_read_only(path: Path) -> None:
+    for folder in [path, *(p for p in path.rglob("*") if p.is_dir() and not p.is_symlink())]:
+        folder.chmod(0o700)
+    shutil.rmtree(path)

@@ -1,0 +1,85 @@
+"""What is already done, looked up where it is kept: store, work folders, ledger, router."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from orchestrator.app.wiring import Workplace
+from orchestrator.bundle.store import Store
+from orchestrator.core.errors import OrchestratorError
+from orchestrator.core.manifest import MANIFEST_NAME
+from orchestrator.ledger import Ledger
+from orchestrator.plan.planner import Deployed
+from orchestrator.steps.results import stored_result
+from orchestrator.steps.segment import work_folder
+
+_ALWAYS_HASHED_BYTES: Final = 64 << 20
+_EPOCH: Final = re.compile(r"epoch-(\d+)")
+
+
+class KnownState:
+    """`plan.planner.Known` over one workplace."""
+
+    def __init__(self, workplace: Workplace, ledger: Ledger, recipe: str) -> None:
+        self._workplace = workplace
+        self._store = workplace.store
+        self._ledger = ledger
+        self._recipe = recipe
+
+    def result(self, fingerprint: str) -> Mapping[str, Any] | None:
+        """Return a stored result whose artifacts are whole; small ones are hashed, large ones checked by size.
+
+        A consumer hashes every input before it reads, whatever its size.
+        """
+        result = stored_result(self._store, fingerprint)
+        if result is None or not all(_sound(self._store, ref) for ref in result["outputs"].values()):
+            return None
+        return result
+
+    def resumable(self, fingerprint: str) -> str | None:
+        """Say which complete checkpoint an unfinished attempt left."""
+        folder = work_folder(self._workplace.work, fingerprint) / "checkpoints"
+        epochs = [epoch for path in _folders(folder) if (epoch := _epoch(path)) is not None]
+        return f"goes on from the checkpoint of epoch {max(epochs)}" if epochs else None
+
+    def previous_parts(self, step: str) -> Mapping[str, Any] | None:
+        """Return the parts of the step's last fingerprint in this recipe."""
+        row = self._ledger.executions.previous_step(self._recipe, step)
+        return row.parts if row is not None else None
+
+    def deployed(self, endpoint: str, pool: str) -> Deployed | None:
+        """Return what the endpoint serves, asking the router whether it answers."""
+        live = self._ledger.generations.live(endpoint)
+        if live is None or live.pool != pool:
+            return None
+        return Deployed(live.artifact, live.number, self._answers(live.site, endpoint, live.number))
+
+    def _answers(self, site: str, endpoint: str, generation: int) -> bool:
+        from orchestrator.cluster.local import status
+        from orchestrator.serving.client import OipClient
+
+        try:
+            url = status(self._workplace.site(site)).router_url
+            return bool(url) and OipClient(url, timeout_s=2.0).ready(endpoint, generation)
+        except OrchestratorError:
+            return False
+
+
+def _sound(store: Store, ref: Mapping[str, Any]) -> bool:
+    try:
+        store.verify(ref["digest"], content=ref["size_bytes"] <= _ALWAYS_HASHED_BYTES)
+    except OrchestratorError:
+        return False
+    return True
+
+
+def _folders(path: Path) -> list[Path]:
+    return list(path.iterdir()) if path.is_dir() else []
+
+
+def _epoch(path: Path) -> int | None:
+    match = _EPOCH.fullmatch(path.name)
+    return int(match[1]) if match and (path / MANIFEST_NAME).is_file() else None

@@ -1,0 +1,66 @@
+"""Recipe and environment to plan: what `plan` prints and `run` executes, made by one function."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.app.known import KnownState
+from orchestrator.app.sources import data_identities, source_digests
+from orchestrator.app.wiring import Workplace
+from orchestrator.core.digests import sha256_json
+from orchestrator.environment import check_against
+from orchestrator.ledger import Ledger
+from orchestrator.plan.drafts import make_drafts
+from orchestrator.plan.model import Draft, Plan
+from orchestrator.plan.planner import make_plan
+from orchestrator.recipe import LoadedRecipe, load_recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A recipe that fits its environment, with its steps."""
+
+    workplace: Workplace
+    loaded: LoadedRecipe
+    drafts: tuple[Draft, ...]
+    recipe_sha256: str
+    environment_sha256: str
+
+    @property
+    def name(self) -> str:
+        """The recipe's name."""
+        return self.loaded.recipe.name
+
+    def plan(self, ledger: Ledger, refresh: Sequence[str] = ()) -> Plan:
+        """Decide each step by what is done now."""
+        return make_plan(
+            self.drafts,
+            KnownState(self.workplace, ledger, self.name),
+            recipe=self.name,
+            recipe_sha256=self.recipe_sha256,
+            environment_sha256=self.environment_sha256,
+            refresh=refresh,
+        )
+
+
+def prepare(workplace: Workplace, recipe_path: Path, set_: Sequence[str] = ()) -> Prepared:
+    """Read, check and lay out a recipe.
+
+    Raises:
+        RecipeError: The recipe is wrong; every problem with its position.
+        PlanError: It does not fit the environment.
+    """
+    loaded = load_recipe(recipe_path, set_=set_)
+    recipe, environment = loaded.recipe, workplace.environment
+    check_against(loaded, environment)
+    data = data_identities(recipe, loaded.folder)
+    drafts = make_drafts(recipe, environment, source_digests(recipe, loaded.folder), data)
+    return Prepared(
+        workplace,
+        loaded,
+        tuple(drafts),
+        sha256_json(recipe.model_dump(mode="json")),
+        sha256_json(environment.model_dump(mode="json")),
+    )

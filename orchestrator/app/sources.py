@@ -1,0 +1,57 @@
+"""Digests of what a step can reach beyond its settings: the user's files and the declared data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from orchestrator.core.digests import sha256_file, sha256_json
+from orchestrator.core.errors import RecipeError
+from orchestrator.core.files import regular_files
+from orchestrator.plan.fingerprint import package_version
+from orchestrator.recipe import Recipe
+from orchestrator.recipe.source_files import source_files
+
+
+def source_digests(recipe: Recipe, folder: Path) -> Callable[[Sequence[str]], Mapping[str, str]]:
+    """Return a function from entry points to the digest of each file below `folder` that they can reach."""
+    digests: dict[Path, str] = {}
+
+    def digest(path: Path) -> str:
+        if path not in digests:
+            digests[path] = sha256_file(path)
+        return digests[path]
+
+    def sources(entrypoints: Sequence[str]) -> Mapping[str, str]:
+        return {name: digest(path) for name, path in source_files(folder, entrypoints, recipe.files).items()}
+
+    return sources
+
+
+def data_identities(recipe: Recipe, folder: Path) -> dict[str, str]:
+    """Return what identifies each dataset: its declared digest, its package's version, or the digest of its files.
+
+    Raises:
+        RecipeError: A file or folder is not there.
+    """
+    return {
+        name: f"{data.uri}@{data.digest}" if data.digest else _identity(name, data.uri, folder)
+        for name, data in recipe.data.items()
+    }
+
+
+def _identity(name: str, uri: str, folder: Path) -> str:
+    scheme, _, rest = uri.partition(":")
+    if scheme == "package":
+        package = rest.partition("/")[0]
+        return f"{uri}@{package_version(package)}"
+    if scheme != "file":
+        return uri
+    path = (folder / rest.removeprefix("//")).resolve()
+    if path.is_file():
+        return f"{uri}@{sha256_file(path)}"
+    if path.is_dir():
+        return f"{uri}@{sha256_json({p.relative_to(path).as_posix(): sha256_file(p) for p in regular_files(path)})}"
+    raise RecipeError(
+        f"data.{name}: there is no {path}", place=str(folder), hint="correct the uri, or put the data there"
+    )

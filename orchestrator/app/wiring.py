@@ -1,0 +1,93 @@
+"""The only place that chooses concrete parts: which ledger, store, site and tracking an environment means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.bundle.store import Store
+from orchestrator.core.errors import PlanError
+from orchestrator.core.files import private_folder
+from orchestrator.environment import Environment, load_environment
+
+if TYPE_CHECKING:
+    from orchestrator.cluster.settings import LocalSite
+    from orchestrator.ledger import Ledger
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """An environment and the folders that it means on this machine."""
+
+    environment: Environment
+    path: Path | None
+
+    @property
+    def state(self) -> Path:
+        """Everything that we keep: ledger, store, logs, sockets."""
+        return self.environment.state_path
+
+    @property
+    def name(self) -> str:
+        """What to call the environment in messages and lineage."""
+        return self.path.stem if self.path is not None else "local"
+
+    @property
+    def store(self) -> Store:
+        """The artifact store."""
+        return Store(self.state / self.environment.store)
+
+    @property
+    def work(self) -> Path:
+        """Private folders of steps by fingerprint."""
+        return self.state / "work"
+
+    @property
+    def bundles(self) -> Path:
+        """Unpacked, verified bundles that replicas read."""
+        return self.state / "bundles"
+
+    @property
+    def tracking_uri(self) -> str:
+        """MLflow's address; `sqlite` in the file means a database under state, `none` is an empty address."""
+        uri = self.environment.tracking.uri
+        if uri == "none":
+            return ""
+        return f"sqlite:///{self.state / 'mlflow.db'}" if uri == "sqlite" else uri
+
+    @property
+    def artifact_root(self) -> Path:
+        """Where MLflow keeps its copies when it is the embedded one."""
+        return self.state / "mlartifacts"
+
+    def execution_folder(self, execution: str) -> Path:
+        """Logs, segments and events of an execution."""
+        return self.state / "executions" / execution
+
+    def open_ledger(self) -> Ledger:
+        """Open the ledger; makes or migrates it where needed."""
+        from orchestrator.ledger import Ledger
+
+        private_folder(self.state)
+        url = self.environment.ledger.url or f"sqlite:///{self.state / 'ledger.db'}"
+        return Ledger.open(url)
+
+    def site(self, name: str = "") -> LocalSite:
+        """Return the settings of a site; of the only one when unnamed.
+
+        Raises:
+            PlanError: The environment has no such site.
+        """
+        from orchestrator.cluster.settings import local_site
+
+        sites = self.environment.sites
+        name = name or next(iter(sites))
+        if name not in sites:
+            raise PlanError(f"the environment has no site {name!r}", hint=f"sites: {', '.join(sites)}")
+        return local_site(self.environment, name)
+
+
+def open_workplace(path: Path | None) -> Workplace:
+    """Read an environment file, or take the embedded default."""
+    return Workplace(load_environment(path), path)

@@ -1,0 +1,33 @@
+"""`orchestrate cancel`."""
+
+from __future__ import annotations
+
+import getpass
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.options import Environment, Json
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command(epilog="Examples:  orchestrate cancel   |   orchestrate cancel xmiav0k3p7q2")
+def cancel(
+    execution: Annotated[str | None, typer.Argument(metavar="[EXECUTION]", help="The latest when not given.")] = None,
+    environment: Environment = None,
+    as_json: Json = False,
+) -> None:
+    """Stop an execution from any terminal. What it finished stays; `resume` goes on."""
+    from orchestrator.app import history
+    from orchestrator.app.wiring import open_workplace
+    from orchestrator.cli.output import print_json
+
+    workplace = open_workplace(environment)
+    with workplace.open_ledger() as ledger:
+        found = history.find_execution(ledger, execution).id
+        state = history.cancel(ledger, found, getpass.getuser())
+    if as_json:
+        print_json({"execution": found, "state": state})
+    else:
+        print(f"{found}: {state}")

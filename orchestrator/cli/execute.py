@@ -1,0 +1,40 @@
+"""What `run` and `resume` share: show the run, then say where to look."""
+
+from __future__ import annotations
+
+from orchestrator.app.run import RunReport, RunRequest, Watch, run
+from orchestrator.cli.display import Display, make_display
+from orchestrator.cli.output import print_json
+from orchestrator.core.units import format_duration
+from orchestrator.ledger import Holder
+
+
+def execute(request: RunRequest, *, as_json: bool) -> None:
+    """Run and print; errors go up to `main`."""
+    with make_display(as_json=as_json) as display:
+
+        def waiting(holder: Holder) -> None:
+            owner = holder.owner
+            display.line(f"waiting: this recipe is being run by {owner.user}@{owner.host}, pid {owner.pid}")
+
+        report = run(request, Watch(display.event, display.plan, waiting))
+    if as_json:
+        print_json({"event": "result", **report.to_json()})
+    else:
+        _epilogue(display, report)
+
+
+def _epilogue(display: Display, report: RunReport) -> None:
+    reused = sum(step["action"] == "REUSE" for step in report.steps)
+    display.line(f"\n{report.state} in {format_duration(report.wall_s)}: {len(report.steps)} steps, {reused} reused")
+    if report.endpoint:
+        endpoint = report.endpoint
+        display.line(f"  endpoint  {endpoint.get('url', '')}  generation {endpoint.get('generation')}")
+        display.line(f"  device    {endpoint.get('device', '')}")
+        display.line(f"  bundle    {endpoint.get('bundle', '')}")
+        display.line(f"  try       orchestrate endpoint infer {endpoint.get('endpoint', '')}")
+    if report.tracking.get("state") == "pending":
+        display.line("  MLflow    projection pending: " + "; ".join(report.tracking.get("pending", [])))
+    elif report.tracking.get("state") == "done":
+        display.line("  MLflow    orchestrate ui")
+    display.line(f"  lineage   orchestrate lineage {report.execution}")

@@ -1,0 +1,108 @@
+"""`orchestrate`: finds the verb, imports only that verb's module, and turns errors into messages and exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from orchestrator import __version__
+from orchestrator.core.errors import OrchestratorError, UsageError
+
+if TYPE_CHECKING:
+    from typer import Typer
+
+VERBS: Final[dict[str, dict[str, str]]] = {
+    "Execute": {
+        "run": "Run a recipe: train, check, export, bundle, register, deploy.",
+        "plan": "Say what `run` would do, step by step, and why.",
+        "validate": "Check a recipe and an environment without running anything.",
+        "resume": "Go on with an execution that failed or was stopped.",
+        "cancel": "Stop an execution, from any terminal.",
+        "status": "Show executions, or one execution's steps.",
+        "logs": "Print a step's log; -f follows it.",
+        "lineage": "Trace any id, digest or answer to its origin and its uses.",
+    },
+    "Serve": {
+        "endpoint": "List endpoints; send one a request.",
+        "up": "Bring the local site up.",
+        "down": "Take the local site down; nothing of it stays.",
+        "site": "Show what runs on a site.",
+    },
+    "Set up": {
+        "init": "Write a working recipe to begin with.",
+        "schema": "Print the JSON Schema of recipes or environments.",
+        "doctor": "Check Python, packages, Ray, MLflow and devices.",
+        "ui": "Open the MLflow pages.",
+        "gc": "Remove what no execution or endpoint needs any more.",
+    },
+}
+_ABOUT: Final = "Train on NVIDIA, serve on Huawei Ascend: one recipe, one command."
+_ALL: Final = {verb: line for room in VERBS.values() for verb, line in room.items()}
+
+
+def _help() -> str:
+    width = max(map(len, _ALL)) + 2
+    lines = ["Usage: orchestrate VERB [OPTIONS]", "", f"  {_ABOUT}", ""]
+    for room, verbs in VERBS.items():
+        lines += [f"{room}:", *(f"  {verb:<{width}}{line}" for verb, line in verbs.items()), ""]
+    lines += [
+        "Every verb has --help with examples, and --json for machines.",
+        "Exit codes: 0 done, 1 a gate said no, 2 usage or recipe error, 3 infrastructure, 4 conflict,",
+        "            5 waiting, 6 user code failed, 130 interrupted.",
+    ]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit."""
+    args = sys.argv[1:] if arguments is None else arguments
+    if not args or args[0] in {"--help", "-h", "help"}:
+        print(_help())
+        sys.exit(0 if args else 2)
+    if args[0] in {"--version", "-V"}:
+        print(f"orchestrate {__version__}")
+        sys.exit(0)
+    sys.exit(_run(args))
+
+
+def _run(args: list[str]) -> int:
+    verb, rest = args[0], args[1:]
+    try:
+        if verb not in _ALL:
+            raise UsageError(f"there is no verb {verb!r}", hint=_suggestion(verb))
+        code = _call(importlib.import_module(f"orchestrator.cli.{verb}").app, verb, rest)
+    except OrchestratorError as error:
+        return _report(error, as_json="--json" in rest)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader (`| head`) has gone; there is nobody to tell
+        return 0
+    return code if isinstance(code, int) else 0
+
+
+def _call(app: Typer, verb: str, rest: list[str]) -> Any:
+    from typer.exceptions import TyperException
+
+    try:
+        return app(rest, prog_name=f"orchestrate {verb}", standalone_mode=False)
+    except TyperException as error:
+        raise UsageError(error.format_message(), hint=f"see `orchestrate {verb} --help`") from error
+
+
+def _suggestion(verb: str) -> str:
+    from difflib import get_close_matches
+
+    close = get_close_matches(verb, _ALL, n=1)
+    return f"did you mean `orchestrate {close[0]}`?" if close else "`orchestrate --help` lists the verbs"
+
+
+def _report(error: OrchestratorError, *, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps(error.to_json()), flush=True)
+    else:
+        print(f"error: {error}", file=sys.stderr)
+    return error.exit_code

@@ -1,0 +1,42 @@
+"""`orchestrate site`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from orchestrator.cli.options import Environment, Json
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.callback()
+def site() -> None:
+    """Look at a site."""
+
+
+@app.command(epilog="Example:  orchestrate site status --json")
+def status(environment: Environment = None, as_json: Json = False) -> None:
+    """Show a site's parts, addresses and pools."""
+    from orchestrator.app.serve_site import site_status
+    from orchestrator.app.wiring import open_workplace
+
+    show(site_status(open_workplace(environment)), as_json=as_json)
+
+
+def show(shown: dict[str, Any], *, as_json: bool) -> None:
+    """Print a site."""
+    from orchestrator.cli.output import print_json
+
+    if as_json:
+        print_json(shown)
+        return
+    print(f"site {shown['name']}: {shown['state']}")
+    for part, state in shown["parts"].items():
+        print(f"  {part:<12}{state}")
+    for label, key in (("router", "router_url"), ("dashboard", "dashboard_url"), ("ray", "ray_address")):
+        if shown.get(key):
+            print(f"  {label:<12}{shown[key]}")
+    for name, pool in shown["pools"].items():
+        print(f"  pool {name}: {pool}")

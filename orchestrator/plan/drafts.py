@@ -1,0 +1,241 @@
+"""Recipe + environment -> drafts: which steps there are, what each is told, and what each takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from orchestrator.core.errors import PlanError
+from orchestrator.environment import Environment
+from orchestrator.plan.model import Draft, Input, Retries
+from orchestrator.recipe import Recipe
+
+SourceDigests = Callable[[Sequence[str]], Mapping[str, str]]
+"""Entry points (`module:function`) -> digest of each of the user's files that they can reach."""
+
+_PARITY_SAMPLES: Final = 64
+_GOLDEN_SAMPLES: Final = 16
+
+
+def make_drafts(
+    recipe: Recipe, environment: Environment, sources: SourceDigests, data: Mapping[str, str]
+) -> list[Draft]:
+    """Return the recipe's steps.
+
+    Args:
+        recipe: The resolved recipe.
+        environment: Where it runs.
+        sources: Digests of the user's files.
+        data: Identity of each dataset that the recipe declares.
+
+    Raises:
+        PlanError: A part that another part needs is absent.
+    """
+    return _Drafts(recipe, environment, sources, data).all()
+
+
+class _Drafts:
+    def __init__(
+        self, recipe: Recipe, environment: Environment, sources: SourceDigests, data: Mapping[str, str]
+    ) -> None:
+        self._recipe = recipe
+        self._environment = environment
+        self._sources = sources
+        self._data = data
+        self._site = train_site(environment)
+        self._own = tuple(step.name for step in recipe.steps)
+        self._torch = recipe.model is not None and not (recipe.source is not None and recipe.source.is_graph)
+
+    def all(self) -> list[Draft]:
+        recipe = self._recipe
+        drafts = [self._custom(index) for index in range(len(recipe.steps))]
+        if recipe.train is not None:
+            drafts += [self._preflight(), self._train()]
+        elif recipe.source is not None:
+            drafts += ([self._preflight()] if self._torch else []) + [self._source()]
+        else:
+            return drafts
+        if recipe.evaluate is not None:
+            drafts.append(self._evaluate())
+        if self._torch:
+            drafts.append(self._export())
+        drafts.append(self._bundle())
+        if self._torch and recipe.samples is not None:
+            drafts.append(self._parity())
+        drafts.append(self._register())
+        if recipe.rollout is not None:
+            drafts.append(self._deploy())
+        return drafts
+
+    def _custom(self, index: int) -> Draft:
+        step = self._recipe.steps[index]
+        spec: dict[str, Any] = {"params": dict(step.params)}
+        if step.entrypoint is not None:
+            spec["entrypoint"] = step.entrypoint
+        else:
+            spec["command"] = step.command
+        return Draft(
+            name=step.name,
+            kind="custom",
+            site=self._site,
+            spec=spec,
+            inputs=tuple(Input(need, need, "files") for need in step.needs),
+            sources=self._sources([step.entrypoint] if step.entrypoint else []),
+            data=self._data,
+            retries=Retries(infra=1),
+            timeout_s=step.timeout or 0.0,
+        )
+
+    def _preflight(self) -> Draft:
+        return self._worker("preflight", self._model_spec(), entrypoints=[self._factory()])
+
+    def _train(self) -> Draft:
+        train = self._recipe.train
+        assert train is not None
+        spec: dict[str, Any] = {
+            "params": dict(train.params),
+            "workers": train.workers,
+            "resources": train.resources.model_dump(mode="json"),
+            "retries": train.retries.model_dump(mode="json"),
+            "timeout_s": train.timeout or 0.0,
+        }
+        if self._recipe.model is not None:
+            spec["model"] = self._recipe.model.model_dump(mode="json")
+        if train.entrypoint is not None:
+            spec["entrypoint"] = train.entrypoint
+        else:
+            spec["command"] = train.command
+        after = (*self._own, "preflight") if self._recipe.model is not None else self._own
+        return Draft(
+            name="train",
+            kind="train",
+            site=self._site,
+            spec=spec,
+            after=after,
+            sources=self._sources([train.entrypoint] if train.entrypoint else []),
+            data=self._data,
+            retries=Retries(**train.retries.model_dump(mode="json")),
+            timeout_s=train.timeout or 0.0,
+        )
+
+    def _source(self) -> Draft:
+        source = self._recipe.source
+        assert source is not None
+        spec: dict[str, Any] = {"source": source.model_dump(mode="json", exclude_none=True)}
+        if self._recipe.model is not None:
+            spec["model"] = self._recipe.model.model_dump(mode="json")
+        if source.mlflow is not None:
+            spec["tracking_uri"] = self._environment.tracking.uri
+        after = (*self._own, "preflight") if self._torch else self._own
+        return self._worker("source", spec, entrypoints=[], after=after)
+
+    def _evaluate(self) -> Draft:
+        evaluate = self._recipe.evaluate
+        assert evaluate is not None
+        spec = {**self._model_spec(), "entrypoint": evaluate.entrypoint, "gates": list(evaluate.gates)}
+        spec.pop("targets")
+        inputs = (self._weights(),)
+        return self._worker(
+            "evaluate",
+            spec,
+            entrypoints=[evaluate.entrypoint, *self._factories()],
+            inputs=inputs,
+            timeout_s=evaluate.timeout or 0.0,
+        )
+
+    def _export(self) -> Draft:
+        after = ("evaluate",) if self._recipe.evaluate is not None else ()
+        entrypoints = [self._factory()]
+        return self._worker(
+            "export", self._model_spec(), entrypoints=entrypoints, inputs=(self._weights(),), after=after
+        )
+
+    def _bundle(self) -> Draft:
+        spec = {**self._model_spec(), "name": self._recipe.name, "description": self._recipe.description}
+        spec |= {"samples": self._recipe.samples, "samples_count": _GOLDEN_SAMPLES}
+        inputs = [self._onnx()]
+        if self._torch:
+            inputs.append(self._weights())
+        if self._recipe.evaluate is not None:
+            inputs.append(Input("evaluation", "evaluate", "report"))
+        samples = [self._recipe.samples] if self._recipe.samples else []
+        return self._worker("bundle", spec, entrypoints=[*samples, *self._factories()], inputs=tuple(inputs))
+
+    def _parity(self) -> Draft:
+        samples = self._recipe.samples
+        assert samples is not None
+        spec = {**self._model_spec(), "samples": samples, "samples_count": _PARITY_SAMPLES}
+        inputs = (self._weights(), self._onnx())
+        return self._worker("parity", spec, entrypoints=[samples, self._factory()], inputs=inputs, after=("bundle",))
+
+    def _register(self) -> Draft:
+        inputs = [Input("bundle", "bundle", "bundle"), self._onnx()]
+        if self._torch:
+            inputs.append(self._weights())
+        after = ("parity",) if self._torch and self._recipe.samples is not None else ()
+        spec = {"name": self._recipe.name}
+        return Draft("register", "register", self._site, spec, tuple(inputs), after)
+
+    def _deploy(self) -> Draft:
+        rollout = self._recipe.rollout
+        assert rollout is not None
+        pool = self._environment.pools.get(rollout.pool)
+        if pool is None:
+            have = ", ".join(self._environment.pools) or "none"
+            raise PlanError(
+                f"the environment has no pool {rollout.pool!r}", hint=f"pools: {have}", place="rollout.pool"
+            )
+        spec = {"endpoint": rollout.endpoint, "pool": rollout.pool}
+        inputs = (Input("bundle", "bundle", "bundle"),)
+        return Draft("deploy", "deploy", pool.site, spec, inputs, ("register",), retries=Retries(infra=1))
+
+    def _worker(
+        self,
+        kind: str,
+        spec: dict[str, Any],
+        *,
+        entrypoints: Sequence[str],
+        inputs: tuple[Input, ...] = (),
+        after: tuple[str, ...] = (),
+        timeout_s: float = 0.0,
+    ) -> Draft:
+        return Draft(
+            name=kind,
+            kind=kind,
+            site=self._site,
+            spec=spec,
+            inputs=inputs,
+            after=after,
+            sources=self._sources(entrypoints) if entrypoints else {},
+            data=self._data if kind in {"evaluate", "bundle", "parity"} else {},
+            retries=Retries(infra=1),
+            timeout_s=timeout_s,
+        )
+
+    def _model_spec(self) -> dict[str, Any]:
+        model = self._recipe.model
+        return {
+            "model": model.model_dump(mode="json") if model is not None else None,
+            "targets": [target.model_dump(mode="json") for target in self._recipe.targets],
+        }
+
+    def _weights(self) -> Input:
+        if not self._torch:
+            return Input("onnx", "source", "onnx")
+        return Input("checkpoint", "train" if self._recipe.train is not None else "source", "checkpoint")
+
+    def _onnx(self) -> Input:
+        return Input("onnx", "export" if self._torch else "source", "onnx")
+
+    def _factory(self) -> str:
+        if self._recipe.model is None:
+            raise PlanError("the recipe trains or converts a model but has no `model:`", hint="add model.factory")
+        return self._recipe.model.factory
+
+    def _factories(self) -> list[str]:
+        return [self._recipe.model.factory] if self._recipe.model is not None and self._torch else []
+
+
+def train_site(environment: Environment) -> str:
+    """Return the site that trains: the only one, or the first."""
+    return next(iter(environment.sites))
