@@ -36,12 +36,16 @@ def write_bundle(folder: Path, model: onnx.ModelProto, golden: Mapping[str, np.n
     return sha256_bytes(model.SerializeToString()), folder
 
 
-def _model(nodes: list[Any], inputs: list[Any], outputs: list[Any], constants: list[Any] | None = None) -> onnx.ModelProto:
+def _model(
+    nodes: list[Any], inputs: list[Any], outputs: list[Any], constants: list[Any] | None = None
+) -> onnx.ModelProto:
     graph = helper.make_graph(nodes, "g", inputs, outputs, constants or [])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-def scale_bundle(folder: Path, factor: float, batch: str | int = "batch", wrong_golden: bool = False) -> tuple[Digest, Path]:
+def scale_bundle(
+    folder: Path, factor: float, batch: str | int = "batch", wrong_golden: bool = False
+) -> tuple[Digest, Path]:
     """y = x * factor, x: [batch, 4] float32."""
     model = _model(
         [helper.make_node("Mul", ["x", "k"], ["y"])],
@@ -135,7 +139,9 @@ def identity_bundle(folder: Path) -> tuple[Digest, Path]:
     return write_bundle(folder, _model(nodes, inputs, outputs), golden)
 
 
-def generation(number: int, bundle: tuple[Digest, Path], weight: int = 100, state: str = "live", device: str = DEVICE) -> dict[str, object]:
+def generation(
+    number: int, bundle: tuple[Digest, Path], weight: int = 100, state: str = "live", device: str = DEVICE
+) -> dict[str, object]:
     """Return a generation's row of the routing table."""
     return {
         "generation": number,
@@ -151,7 +157,9 @@ def generation(number: int, bundle: tuple[Digest, Path], weight: int = 100, stat
 class ServingSite:
     """Router and agents as child processes; `python` and `env` may be those of another environment."""
 
-    def __init__(self, folder: Path, *, python: str = sys.executable, env: Mapping[str, str] | None = None, **settings: object) -> None:
+    def __init__(
+        self, folder: Path, *, python: str = sys.executable, env: Mapping[str, str] | None = None, **settings: object
+    ) -> None:
         self.folder = folder
         self.short = Path(tempfile.mkdtemp(prefix="orc-"))
         self.python = python
@@ -179,7 +187,9 @@ class ServingSite:
         self.wait(lambda: state.exists() or self._dead(self.router), 15, "router")
         self.url = json.loads(state.read_text())["url"]
 
-    def start_agent(self, name: str = "agent", slots: int = 1, pool: str = "edge", device: str = DEVICE) -> subprocess.Popen[bytes]:
+    def start_agent(
+        self, name: str = "agent", slots: int = 1, pool: str = "edge", device: str = DEVICE
+    ) -> subprocess.Popen[bytes]:
         config = {
             "pool": pool,
             "link": str(self.short / "link.sock"),
@@ -199,7 +209,10 @@ class ServingSite:
         with (self.folder / f"{name}.log").open("ab") as log:
             return subprocess.Popen(
                 [self.python, "-m", f"orchestrator.serving.{module}", "--config", str(path)],
-                stdout=log, stderr=log, env=self.env, cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                env=self.env,
+                cwd=self.folder,
             )
 
     def _dead(self, process: subprocess.Popen[bytes] | None) -> bool:

@@ -1,0 +1,143 @@
+"""A client of the router's admin socket."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self, cast
+
+import httpx
+
+from orchestrator.core.errors import Conflict, ServingError, Unreachable
+from orchestrator.serving.table import RoutingTable
+
+_POLL_S: Final = 0.05
+
+
+class RouterAdmin:
+    """Talks to one router.
+
+    Args:
+        socket_path: The admin Unix socket.
+        timeout_s: Of each call.
+    """
+
+    def __init__(self, socket_path: Path | str, timeout_s: float = 5.0) -> None:
+        self._socket_path = str(socket_path)
+        transport = httpx.HTTPTransport(uds=self._socket_path)
+        self._client = httpx.Client(transport=transport, base_url="http://router", timeout=timeout_s)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def put_table(self, table: RoutingTable | Mapping[str, object]) -> int:
+        """Replace the routing table; returns its version.
+
+        Raises:
+            Conflict: The router has a newer table, or this version with another content.
+            ServingError: The table is against the rules.
+            Unreachable: No answer.
+        """
+        body = table.to_json() if isinstance(table, RoutingTable) else dict(table)
+        return int(cast("int", self._call("PUT", "/table", json=body)["version"]))
+
+    def table(self) -> RoutingTable:
+        """Return the router's table."""
+        return RoutingTable.from_json(self._call("GET", "/table"))
+
+    def status(self) -> dict[str, Any]:
+        """Return generations, replicas and agents."""
+        return self._call("GET", "/status")
+
+    def events(self, after: int = 0, limit: int = 1000) -> dict[str, Any]:
+        """Return completion events with `seq > after`: `{"boot", "events", "last", "lost"}`."""
+        return self._call("GET", f"/events?after={after}&limit={limit}")
+
+    def metrics(self) -> str:
+        """Return the Prometheus text."""
+        return self._send("GET", "/metrics").text
+
+    def wait_ready(self, endpoint: str, generation: int, timeout_s: float) -> dict[str, Any]:
+        """Wait until a replica serves the generation; returns its row of the status.
+
+        Raises:
+            ServingError: Its replica fails again and again (with the replica's own words), or time is up.
+            Unreachable: No answer.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            status = self.status()
+            row = _row(status, endpoint, generation)
+            if row["ready"]:
+                return row
+            report = _report(status, row)
+            if report is not None and report["state"] == "failed" and report["restarts"] > 1:
+                raise _failed(endpoint, generation, report)
+            if time.monotonic() > deadline:
+                raise _late(endpoint, generation, timeout_s, report, status)
+            time.sleep(_POLL_S)
+
+    def _call(self, method: str, path: str, json: object = None) -> dict[str, Any]:
+        return cast("dict[str, Any]", self._send(method, path, json).json())
+
+    def _send(self, method: str, path: str, json: object = None) -> httpx.Response:
+        try:
+            response = self._client.request(method, path, json=json)
+        except httpx.TransportError as error:
+            raise Unreachable(
+                f"the router does not answer: {error}", place=self._socket_path, hint="orchestrate site status"
+            ) from error
+        if response.status_code == 200:
+            return response
+        message = str(response.json().get("error", response.text))
+        family = Conflict if response.status_code == 409 else ServingError
+        raise family(message, place=self._socket_path, details={"status": response.status_code})
+
+
+def _row(status: Mapping[str, Any], endpoint: str, generation: int) -> dict[str, Any]:
+    for row in status["generations"]:
+        if row["endpoint"] == endpoint and row["generation"] == generation:
+            return row
+    raise ServingError(f"endpoint {endpoint} has no generation {generation} in the routing table")
+
+
+def _report(status: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any] | None:
+    reports = [
+        report
+        for agent in status["agents"]
+        for report in agent["replicas"]
+        if report["endpoint"] == row["endpoint"] and report["bundle"] == row["bundle"]
+    ]
+    failed = [report for report in reports if report["state"] == "failed"]
+    return failed[0] if failed else reports[0] if reports else None
+
+
+def _failed(endpoint: str, generation: int, report: Mapping[str, Any]) -> ServingError:
+    return ServingError(
+        f"generation {generation} of {endpoint} cannot start: {report['error']}",
+        hint="the log of the replica is in details.log_tail",
+        details={"log_tail": report["log_tail"], "restarts": report["restarts"]},
+    )
+
+
+def _late(
+    endpoint: str, generation: int, timeout_s: float, report: Mapping[str, Any] | None, status: Mapping[str, Any]
+) -> ServingError:
+    why = "no agent runs it" if report is None else f"its replica is {report['state']} {report['error']}".strip()
+    pools = sorted({agent["pool"] for agent in status["agents"]})
+    return ServingError(
+        f"generation {generation} of {endpoint} is not ready after {timeout_s:g} s: {why}",
+        hint=f"agents are connected for pools {pools}; orchestrate site status shows them",
+        details={"log_tail": report["log_tail"]} if report else {},
+    )

@@ -1,0 +1,78 @@
+"""The agent inside Ray Serve: one deployment per pool, one replica of it per device slot. The only module here that imports Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Mapping
+from typing import Any, Final, cast
+
+from ray import serve
+from ray.serve import Application
+
+from orchestrator.core.errors import InfraError, UsageError
+from orchestrator.serving.agent_core import AgentCore
+from orchestrator.serving.config import AgentSettings, parse_settings
+
+_JOIN_S: Final = 15.0
+_KEYS: Final = ("pool", "link", "state", "device", "slots")
+
+
+class PoolAgent:
+    """Runs an `AgentCore` in a thread of its own: replicas die with the thread that started them, and Serve's loop stays free."""
+
+    def __init__(self, args: dict[str, object]) -> None:
+        self._settings = parse_settings(AgentSettings, args, "agent")
+        self._loop = asyncio.new_event_loop()
+        self._stop: asyncio.Event | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="orchestrate-agent", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._loop.run_until_complete(self._main())
+        except OSError as error:
+            self._error = error
+
+    async def _main(self) -> None:
+        self._stop = asyncio.Event()
+        await AgentCore(self._settings).run(self._stop)
+
+    def check_health(self) -> None:
+        """Called by Serve; an agent whose thread has ended is replaced."""
+        if not self._thread.is_alive():
+            raise InfraError(f"the agent of pool {self._settings.pool} has ended: {self._error}")
+
+    async def __del__(self) -> None:
+        """Awaited by Serve when the agent is taken away: end the replicas."""
+        if self._stop is not None and self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stop.set)
+            await asyncio.to_thread(self._thread.join, _JOIN_S)
+
+
+def app(args: Mapping[str, Any]) -> Application:
+    """Build the Serve application of a pool.
+
+    Args:
+        args: pool, link, state, device, slots, and resource: the Ray resource of which each slot is one unit.
+
+    Raises:
+        UsageError: A key is missing, unknown or of the wrong type.
+    """
+    values = dict(args)
+    resource = values.pop("resource", None)
+    if not isinstance(resource, str) or not resource:
+        raise UsageError(
+            f"resource: {resource!r} must name a Ray resource", hint="NPU, or the pool's rehearsal resource"
+        )
+    settings = parse_settings(AgentSettings, values, "agent")
+    # Ray types its decorator only for functions.
+    deployment: Any = cast("Any", serve).deployment(
+        PoolAgent,
+        num_replicas=settings.slots,
+        ray_actor_options={"num_cpus": 0, "resources": {resource: 1}},
+        health_check_period_s=5,
+        graceful_shutdown_timeout_s=20,
+    )
+    return cast("Application", deployment.bind({key: values[key] for key in _KEYS if key in values}))

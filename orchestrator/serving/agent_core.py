@@ -1,0 +1,181 @@
+"""The agent without Ray: holds one slot of a pool, learns its placements from the router, supervises one replica process for each.
+
+`python -m orchestrator.serving.agent_core --config agent.json` runs it on bare metal and in tests; `agent.py` runs it in Ray Serve.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Final, TextIO
+
+from orchestrator.core.errors import OrchestratorError
+from orchestrator.core.files import private_folder
+from orchestrator.core.processes import die_with_parent
+from orchestrator.core.redact import RedactingFilter
+from orchestrator.serving.config import AgentSettings, read_settings
+from orchestrator.serving.link import FrameReader, Kind, LinkError, encode
+from orchestrator.serving.supervise import Supervised
+from orchestrator.serving.wire import AgentHello, Placement, read_placements
+
+_log: Final = logging.getLogger("orchestrator.serving.agent")
+_FIRST_DELAY_S: Final = 0.05
+_MAX_DELAY_S: Final = 1.0
+_SLOT_POLL_S: Final = 0.2
+_READ_BYTES: Final = 1 << 16
+
+
+class AgentCore:
+    """One agent. Everything runs in the event loop of `run`."""
+
+    def __init__(self, settings: AgentSettings) -> None:
+        self._settings = settings
+        self._state = Path(settings.state)
+        self._replicas: dict[tuple[str, str], Supervised] = {}
+        self._version = 0
+        self._changed = asyncio.Event()
+        self.slot = -1
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until `stop` is set, then end every replica."""
+        private_folder(self._state)
+        lock = await self._take_slot(stop)
+        if lock is None:
+            return
+        with lock:
+            dialing = asyncio.create_task(self._dial_forever())
+            waiting = asyncio.create_task(stop.wait())
+            await asyncio.wait({dialing, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+            dialing.cancel()
+            await asyncio.gather(dialing, waiting, *(r.end() for r in self._replicas.values()), return_exceptions=True)
+            if dialing.done() and not dialing.cancelled() and (error := dialing.exception()) is not None:
+                raise error
+
+    async def _take_slot(self, stop: asyncio.Event) -> TextIO | None:
+        """Return the held lock of the first free slot: two agents never hold one device, even while Serve replaces one by the other."""
+        told = False
+        while not stop.is_set():
+            for slot in range(self._settings.slots):
+                file = (self._state / f"slot-{slot}.lock").open("w")
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    file.close()
+                    continue
+                self.slot = slot
+                return file
+            if not told:
+                _log.info("all %d slots of pool %s are held; waiting", self._settings.slots, self._settings.pool)
+                told = True
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), _SLOT_POLL_S)
+        return None
+
+    async def _dial_forever(self) -> None:
+        delay_s = _FIRST_DELAY_S
+        while True:
+            try:
+                reader, writer = await asyncio.open_unix_connection(self._settings.link)
+            except OSError:
+                await asyncio.sleep(delay_s)
+                delay_s = min(delay_s * 2, _MAX_DELAY_S)
+                continue
+            delay_s = _FIRST_DELAY_S
+            reporting = asyncio.create_task(self._report_forever(writer))
+            try:
+                await self._listen(reader)
+            except (OSError, LinkError) as error:
+                _log.warning("link ended: %s", error)
+            finally:
+                reporting.cancel()
+                writer.close()
+            await asyncio.sleep(delay_s)
+
+    async def _report_forever(self, writer: asyncio.StreamWriter) -> None:
+        settings = self._settings
+        hello = AgentHello(settings.pool, self.slot, settings.device, os.getpid(), socket.gethostname())
+        writer.write(encode(Kind.HELLO, hello.to_json()))
+        with contextlib.suppress(OSError):
+            while True:
+                self._changed.clear()
+                rows = [replica.report().to_json() for replica in self._replicas.values()]
+                writer.write(encode(Kind.REPORT, {"version": self._version, "replicas": rows}))
+                await writer.drain()
+                await self._changed.wait()
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        frames = FrameReader()
+        while data := await reader.read(_READ_BYTES):
+            for frame in frames.feed(data):
+                if frame.kind is Kind.PLACEMENTS:
+                    version, placements = read_placements(frame)
+                    self._place(version, placements)
+                elif frame.kind is Kind.BYE:
+                    _log.warning("the router says bye: %s", frame.head.get("reason"))
+
+    def _place(self, version: int, placements: list[Placement]) -> None:
+        """Start what is new; what has gone is drained by the router and ends by itself, or is ended later."""
+        wanted = {(p.endpoint, p.bundle): p for p in placements}
+        for key, placement in wanted.items():
+            replica = self._replicas.get(key)
+            if replica is None:
+                self._replicas[key] = Supervised(
+                    placement,
+                    name=f"{self._settings.pool}-{self.slot}",
+                    settings=self._settings,
+                    changed=self._changed.set,
+                    gone=self._forget,
+                )
+            else:
+                replica.want(placement)
+        for key, replica in self._replicas.items():
+            if key not in wanted:
+                replica.retire()
+        self._version = version
+        self._changed.set()
+
+    def _forget(self, replica: Supervised) -> None:
+        key = (replica.placement.endpoint, replica.placement.bundle)
+        if self._replicas.get(key) is replica:
+            del self._replicas[key]
+        self._changed.set()
+
+
+async def _main(settings: AgentSettings) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await AgentCore(settings).run(stop)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run an agent; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="orchestrator.serving.agent_core")
+    parser.add_argument("--config", type=Path, required=True)
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    logging.getLogger().handlers[0].addFilter(RedactingFilter())
+    try:
+        settings = read_settings(AgentSettings, args.config)
+        if settings.parent_pid:
+            die_with_parent()
+            if os.getppid() != settings.parent_pid:
+                return 3
+        asyncio.run(_main(settings))
+    except OrchestratorError as error:
+        _log.error("%s", error)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""Process settings: one JSON file each, checked without pydantic, because router and replica start without it."""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar, cast
+
+import orjson
+
+from orchestrator.core.errors import UsageError
+
+_MAX_SOCKET_PATH: Final = 100
+"""Linux allows 107 bytes in sockaddr_un."""
+
+_Settings = TypeVar("_Settings", "RouterSettings", "ReplicaSettings", "AgentSettings")
+
+
+@dataclass(frozen=True, slots=True)
+class RouterSettings:
+    """Settings of the router.
+
+    Attributes:
+        host: Loopback address to listen on.
+        port: 0 takes a free one, or the one of the last start where that is still free.
+        admin: Unix socket of the admin interface.
+        link: Unix socket that agents and replicas dial.
+        state: Folder for `router.json`, `table.json` and `port`.
+        request_timeout_s: From the last byte of a request to its answer; then 504.
+        queue_limit: Waiting requests per generation; then 429.
+        replica_grace_s: How long requests wait for a replica to come back before 503.
+        parent_pid: When not 0, the router dies with this parent.
+    """
+
+    host: str
+    port: int
+    admin: str
+    link: str
+    state: str
+    request_timeout_s: float = 30.0
+    queue_limit: int = 1024
+    replica_grace_s: float = 10.0
+    parent_pid: int = 0
+
+    def check(self) -> None:
+        """Raise `UsageError` when a value cannot work."""
+        _check_loopback(self.host)
+        _check_socket(self.admin)
+        _check_socket(self.link)
+        if not 0 <= self.port < 65536 or self.request_timeout_s <= 0 or self.queue_limit < 1:
+            raise UsageError(f"bad router settings: port {self.port}, queue_limit {self.queue_limit}")
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSettings:
+    """Settings of an agent.
+
+    Attributes:
+        pool: The pool its slot belongs to.
+        link: The router's link socket.
+        state: Folder for slot locks, replica settings and replica logs.
+        device: What the slot is; `cpu (rehearsal)` where there is no NPU.
+        slots: Slots of the pool on this machine; the agent takes the first free number.
+        parent_pid: When not 0, the agent dies with this parent.
+    """
+
+    pool: str
+    link: str
+    state: str
+    device: str
+    slots: int = 1
+    parent_pid: int = 0
+
+    def check(self) -> None:
+        """Raise `UsageError` when a value cannot work."""
+        _check_socket(self.link)
+        if self.slots < 1 or not self.pool or not self.device:
+            raise UsageError(f"bad agent settings: pool {self.pool!r}, device {self.device!r}, slots {self.slots}")
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaSettings:
+    """Settings of a replica; written by the agent.
+
+    Attributes:
+        replica: Its name, unique on the site.
+        link: The router's link socket.
+        endpoint: The endpoint it serves.
+        bundle: The bundle's digest.
+        path: The bundle's folder.
+        runtime: A name of `orchestrator.serving.runtimes.api`.
+        device: What the session must say it runs on.
+        parent_pid: When not 0, the replica dies with this parent.
+        status_fd: When not 0, a pipe to the agent: one JSON object a line.
+    """
+
+    replica: str
+    link: str
+    endpoint: str
+    bundle: str
+    path: str
+    runtime: str
+    device: str
+    parent_pid: int = 0
+    status_fd: int = 0
+
+    def check(self) -> None:
+        """Raise `UsageError` when a value cannot work."""
+        _check_socket(self.link)
+
+
+def read_settings(kind: type[_Settings], path: Path) -> _Settings:
+    """Read and check a settings file.
+
+    Raises:
+        UsageError: Unreadable, or a key is missing, unknown or of the wrong type.
+    """
+    try:
+        data: Any = orjson.loads(path.read_bytes())
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise UsageError(f"cannot read settings: {error}", place=str(path)) from error
+    return parse_settings(kind, data, str(path))
+
+
+def parse_settings(kind: type[_Settings], data: object, place: str) -> _Settings:
+    """Check settings that are parsed JSON already.
+
+    Raises:
+        UsageError: A key is missing, unknown or of the wrong type.
+    """
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    if not isinstance(data, dict):
+        raise UsageError("settings must be one JSON object", place=place)
+    values = cast("dict[str, Any]", data)
+    required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
+    if not required <= set(values) <= set(fields):
+        raise UsageError(
+            f"settings have {sorted(values)}, need {sorted(required)}, may have {sorted(fields)}", place=place
+        )
+    for name, value in values.items():
+        types = {"str": (str,), "int": (int,), "float": (int, float)}[str(fields[name].type)]
+        if not isinstance(value, types) or isinstance(value, bool):
+            raise UsageError(f"{name}: {value!r} is no {fields[name].type}", place=place)
+    settings = kind(**values)
+    settings.check()
+    return settings
+
+
+def _check_loopback(host: str) -> None:
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise UsageError(
+            f"the router refuses to listen on {host!r}: it has no authentication",
+            hint="use 127.0.0.1, and put a proxy that authenticates in front",
+        )
+
+
+def _check_socket(path: str) -> None:
+    if not path or len(path.encode()) > _MAX_SOCKET_PATH:
+        raise UsageError(f"socket path {path!r} must have 1 to {_MAX_SOCKET_PATH} bytes", hint="use a short folder")

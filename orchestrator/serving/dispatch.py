@@ -1,0 +1,322 @@
+"""Requests to replicas: one FIFO per generation, a batch is formed the moment a replica is free. No sockets, no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from orchestrator.serving.answer import split_rows, write_answer
+from orchestrator.serving.errors import RequestError
+from orchestrator.serving.http import JSON, OCTETS
+from orchestrator.serving.lanes import Batch, Lane, Replica, Request
+from orchestrator.serving.link import Frame, Kind, LinkError, decode_tensors, encode, encode_tensors
+from orchestrator.serving.record import Recorder
+from orchestrator.serving.tensors import Buffer, Tensor
+from orchestrator.serving.wire import Statuses, read_statuses
+
+MAX_BATCH_BYTES: Final = 64 << 20
+"""Requests are joined up to this size; a single larger one goes alone."""
+_MAX_ATTEMPTS: Final = 2
+
+
+class Dispatcher:
+    """Owns every request between its arrival and its answer.
+
+    All methods run on the event loop; `now` is `time.monotonic()`.
+    """
+
+    def __init__(self, recorder: Recorder, *, queue_limit: int, replica_grace_s: float) -> None:
+        self._recorder = recorder
+        self._queue_limit = queue_limit
+        self._replica_grace_s = replica_grace_s
+        self._number = 0
+        self.lanes: list[Lane] = []
+
+    # --- requests ---
+
+    def submit(self, request: Request) -> None:
+        """Queue a request, and send it at once where a replica is free.
+
+        Raises:
+            RequestError: 429 when the queue is full, 503 when no replica can come in time.
+        """
+        lane = request.lane
+        if len(lane.queue) >= self._queue_limit:
+            raise RequestError("too many requests are waiting", status=429, kind="queue_full", retry_after_s=1)
+        if not lane.replicas and request.arrived - lane.lonely_since > self._replica_grace_s:
+            raise no_replica(lane)
+        lane.queue.append(request)
+        self._pump_lane(lane, request.arrived)
+
+    def _finish(
+        self,
+        request: Request,
+        status: int,
+        kind: str,
+        now: float,
+        replica: str = "",
+        batch: int = 0,
+        compute_us: int = 0,
+    ) -> None:
+        lane = request.lane
+        self._recorder.record(
+            lane.endpoint,
+            lane.generation,
+            status,
+            kind,
+            replica=replica,
+            batch_size=batch,
+            queue_s=(request.sent or now) - request.arrived,
+            compute_us=compute_us,
+            total_s=now - request.arrived,
+            synthetic=request.synthetic,
+        )
+
+    def _fail(self, request: Request, error: RequestError, now: float, replica: str = "") -> None:
+        if request.exchange.done:
+            return
+        gone = request.exchange.gone
+        request.exchange.fail(error.status, error.message, request.lane.headers + retry_after(error))
+        status, kind = (499, "client_gone") if gone else (error.status, error.kind)
+        self._finish(request, status, kind, now, replica)
+
+    # --- batches ---
+
+    def _pump_lane(self, lane: Lane, now: float) -> None:
+        while lane.queue:
+            free = [replica for replica in lane.replicas if replica.credits > 0 and not replica.draining]
+            if not free:
+                return
+            self._send_batch(max(free, key=_free_credits), lane, now)
+
+    def pump(self, replica: Replica, now: float) -> None:
+        """Send batches while the replica has credits and its lanes have requests; the longest waiting goes first."""
+        while replica.credits > 0 and not replica.draining:
+            waiting = [lane for lane in replica.lanes if lane.queue]
+            if not waiting:
+                break
+            self._send_batch(replica, min(waiting, key=_head_arrived), now)
+        self._drain_when_idle(replica)
+
+    def _send_batch(self, replica: Replica, lane: Lane, now: float) -> None:
+        requests = self._take(lane, replica.signature.max_batch, now)
+        if not requests:
+            return
+        rows = [request.fitted.rows for request in requests]
+        self._number = (self._number + 1) & 0xFFFFFFFF
+        batch = Batch(self._number, requests, rows)
+        for request in requests:
+            request.sent = now
+            request.attempts += 1
+        replica.batches[batch.number] = batch
+        replica.credits -= 1
+        lane.in_flight += len(requests)
+        replica.send(_encode_batch(batch, replica.signature.max_batch > 1))
+
+    def _take(self, lane: Lane, max_batch: int, now: float) -> list[Request]:
+        """Take the head of the queue and all that may run with it; clients that have gone are dropped on the way."""
+        queue, taken, rows, size = lane.queue, list[Request](), 0, 0
+        while queue:
+            head = queue[0]
+            if head.exchange.done or head.exchange.gone:
+                queue.popleft()
+                self._fail(head, RequestError("the client has gone", status=499, kind="client_gone"), now)
+                continue
+            fitted = head.fitted
+            # What has already cost one replica runs alone: if it is the cause, it takes no others with it.
+            if taken and (
+                head.attempts
+                or taken[0].attempts
+                or len(taken) >= max_batch
+                or rows + fitted.rows > max_batch
+                or size + fitted.size_bytes > MAX_BATCH_BYTES
+                or fitted.key != taken[0].fitted.key
+            ):
+                break
+            taken.append(queue.popleft())
+            rows += fitted.rows
+            size += fitted.size_bytes
+        return taken
+
+    # --- what replicas say ---
+
+    def reply(self, replica: Replica, frame: Frame, now: float) -> None:
+        """Answer the requests of a batch.
+
+        Raises:
+            LinkError: The reply makes no sense; its connection must end.
+        """
+        batch = replica.batches.get(frame.id)
+        if batch is None:
+            raise LinkError(f"reply to unknown batch {frame.id}")
+        statuses = read_statuses(frame, len(batch.requests))
+        outputs = decode_tensors(frame, "outputs")
+        pieces = _pieces(replica, batch, statuses, outputs)
+        del replica.batches[frame.id]
+        replica.credits += statuses.credit
+        rows = sum(batch.rows)
+        for request, error in zip(batch.requests, statuses.errors, strict=True):
+            request.lane.in_flight -= 1
+            if error is not None:
+                self._fail(request, error, now, replica.name)
+            else:
+                self._answer(request, next(pieces), replica.name, now, rows, statuses.compute_us)
+        self.pump(replica, now)
+
+    def _answer(
+        self, request: Request, outputs: list[Tensor], replica: str, now: float, rows: int, compute_us: int
+    ) -> None:
+        exchange, lane = request.exchange, request.lane
+        if exchange.done:
+            return
+        try:
+            body, json_size = write_answer(
+                request.fitted, outputs, name=lane.endpoint, version=lane.version, request_id=request.request_id
+            )
+        except RequestError as error:
+            self._fail(request, error, now, replica)
+            return
+        gone = exchange.gone
+        if json_size is None:
+            exchange.reply(200, body, JSON, lane.headers)
+        else:
+            exchange.reply(200, body, OCTETS, b"%binference-header-content-length: %d\r\n" % (lane.headers, json_size))
+        status, kind = (499, "client_gone") if gone else (200, "")
+        self._finish(request, status, kind, now, replica, rows, compute_us)
+
+    def credit(self, replica: Replica, more: int, now: float) -> None:
+        """The replica can take this many batches more."""
+        replica.credits += more
+        self.pump(replica, now)
+
+    def lost(self, replica: Replica, now: float) -> None:
+        """The replica's connection has ended: its unanswered requests go elsewhere, once."""
+        replica.draining = True
+        for lane in replica.lanes:
+            lane.replicas.remove(replica)
+            if not lane.replicas:
+                lane.lonely_since = now
+        requests = [request for batch in replica.batches.values() for request in batch.requests]
+        replica.batches.clear()
+        for request in reversed(requests):
+            request.lane.in_flight -= 1
+            if request.attempts < _MAX_ATTEMPTS:
+                request.lane.queue.appendleft(request)
+            else:
+                text = "two replicas ended while they computed this request"
+                self._fail(request, RequestError(text, status=503, kind="replica_lost", retry_after_s=1), now)
+        for lane in list(replica.lanes):
+            self._pump_lane(lane, now)
+
+    def register(self, replica: Replica, now: float) -> None:
+        """Attach a replica to its lanes.
+
+        Raises:
+            LinkError: Not in the table, another device than the table says, or another signature than its siblings'.
+        """
+        lanes = [x for x in self.lanes if x.endpoint == replica.endpoint and x.generation.bundle == replica.bundle]
+        if not any(not lane.retired for lane in lanes):
+            raise LinkError(f"endpoint {replica.endpoint} with bundle {replica.bundle} is not in the table")
+        for lane in lanes:
+            if lane.generation.device != replica.device:
+                raise LinkError(
+                    f"the table wants device {lane.generation.device!r}, the replica runs on {replica.device!r}"
+                )
+            if lane.signature is not None and lane.signature != replica.signature:
+                raise LinkError("the replica's inputs and outputs differ from those of its siblings")
+        for lane in lanes:
+            attach(replica, lane)
+        self.pump(replica, now)
+
+    def _drain_when_idle(self, replica: Replica) -> None:
+        """A replica whose generations have left the table ends once nothing waits for it."""
+        if replica.draining or replica.batches:
+            return
+        if all(lane.retired and not lane.busy for lane in replica.lanes):
+            replica.draining = True
+            replica.send([encode(Kind.DRAIN, {})])
+
+    # --- time ---
+
+    def sweep(self, now: float) -> None:
+        """Answer 504 and 503 where it is due, and let go of retired lanes; call this every 50 ms or so."""
+        for lane in list(self.lanes):
+            for request in [r for r in lane.queue if r.deadline <= now or r.exchange.done]:
+                lane.queue.remove(request)
+                self._fail(request, _too_late(), now)
+            lonely = not lane.replicas and (lane.retired or now - lane.lonely_since > self._replica_grace_s)
+            while lonely and lane.queue:
+                self._fail(lane.queue.popleft(), no_replica(lane), now)
+            if lane.retired and not lane.busy:
+                self._release(lane)
+        for replica in self.replicas():
+            for batch in replica.batches.values():
+                for request in batch.requests:
+                    if request.deadline <= now:
+                        self._fail(request, _too_late(), now, replica.name)
+
+    def _release(self, lane: Lane) -> None:
+        for replica in lane.replicas:
+            self._drain_when_idle(replica)
+        if all(replica.draining for replica in lane.replicas) or not lane.replicas:
+            self.lanes.remove(lane)
+
+    def replicas(self) -> list[Replica]:
+        """Return every registered replica once."""
+        return list({id(replica): replica for lane in self.lanes for replica in lane.replicas}.values())
+
+
+def attach(replica: Replica, lane: Lane) -> None:
+    """Let the replica serve the lane."""
+    lane.replicas.append(replica)
+    lane.signature = replica.signature
+    replica.lanes.append(lane)
+
+
+def no_replica(lane: Lane) -> RequestError:
+    """Return the error of a lane that nobody serves."""
+    text = f"generation {lane.version} of {lane.endpoint} has no replica that is ready"
+    return RequestError(text, status=503, kind="no_replica", retry_after_s=1)
+
+
+def retry_after(error: RequestError) -> bytes:
+    """Return the header line of an error, or nothing."""
+    return b"retry-after: %d\r\n" % error.retry_after_s if error.retry_after_s else b""
+
+
+def _too_late() -> RequestError:
+    return RequestError("the request was not answered in time", status=504, kind="timeout")
+
+
+def _free_credits(replica: Replica) -> int:
+    return replica.credits
+
+
+def _head_arrived(lane: Lane) -> float:
+    return lane.queue[0].arrived
+
+
+def _encode_batch(batch: Batch, batches: bool) -> list[Buffer]:
+    first = batch.requests[0].fitted
+    total = sum(batch.rows)
+    tensors: list[tuple[str, str, tuple[int, ...], list[Buffer]]] = []
+    for place, tensor in enumerate(first.inputs):
+        shape = (total, *tensor.shape[1:]) if batches else tensor.shape
+        pieces = [request.fitted.inputs[place].data for request in batch.requests]
+        tensors.append((tensor.name, tensor.datatype, shape, pieces))
+    return encode_tensors(Kind.BATCH, {"rows": batch.rows}, "inputs", tensors, number=batch.number)
+
+
+def _pieces(replica: Replica, batch: Batch, statuses: Statuses, outputs: list[Tensor]) -> Iterator[list[Tensor]]:
+    rows = [row for row, error in zip(batch.rows, statuses.errors, strict=True) if error is None]
+    if not rows:
+        return iter(())
+    expected = [(spec.name, spec.datatype) for spec in replica.signature.outputs]
+    if [(tensor.name, tensor.datatype) for tensor in outputs] != expected:
+        raise LinkError(f"outputs {[tensor.name for tensor in outputs]} are not those that were registered")
+    if replica.signature.max_batch == 1:
+        return iter([outputs])
+    try:
+        return iter(split_rows(outputs, rows))
+    except ValueError as error:
+        raise LinkError(str(error)) from error

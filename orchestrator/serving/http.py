@@ -1,0 +1,371 @@
+"""HTTP/1.1 on httptools: keep-alive, pipelining, chunked bodies, limits and deadlines. No tasks: one chain of callbacks."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, cast
+
+import httptools
+import orjson
+
+from orchestrator.serving.tensors import Buffer
+
+_log: Final = logging.getLogger(__name__)
+JSON: Final = b"application/json"
+OCTETS: Final = b"application/octet-stream"
+TEXT: Final = b"text/plain; version=0.0.4; charset=utf-8"
+
+_REASONS: Final = {
+    200: "OK",
+    400: "Bad Request",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    408: "Request Timeout",
+    409: "Conflict",
+    413: "Content Too Large",
+    415: "Unsupported Media Type",
+    417: "Expectation Failed",
+    429: "Too Many Requests",
+    431: "Request Header Fields Too Large",
+    499: "Client Closed Request",
+    500: "Internal Server Error",
+    503: "Service Unavailable",
+    504: "Gateway Timeout",
+}
+_STATUS_LINES: Final = {status: f"HTTP/1.1 {status} {text}\r\n".encode() for status, text in _REASONS.items()}
+_SINGLE: Final = frozenset(
+    (b"host", b"content-type", b"content-encoding", b"inference-header-content-length", b"authorization", b"expect")
+)
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_NEVER: Final = float("inf")
+_LINGER_S: Final = 2.0
+_JOIN_BYTES: Final = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a client may ask of the server. Sizes in bytes, times in seconds.
+
+    Attributes:
+        buffered: All bodies that are held at once, over all connections; then 503.
+        pipeline: Unanswered requests on one connection before it is read no further.
+    """
+
+    body: int = 64 << 20
+    head: int = 16 << 10
+    buffered: int = 1 << 30
+    connections: int = 10_000
+    pipeline: int = 64
+    head_s: float = 10.0
+    body_s: float = 30.0
+    idle_s: float = 75.0
+
+
+class Exchange:
+    """One request and, later, its one answer. Answers leave in request order, whatever order they are given in."""
+
+    __slots__ = ("_answer", "_connection", "body", "done", "headers", "keep_alive", "method", "target")
+
+    def __init__(self, connection: Connection, method: bytes, target: bytes, headers: dict[bytes, bytes]) -> None:
+        self._connection = connection
+        self._answer: list[Buffer] | None = None
+        self.method = method
+        self.target = target
+        self.headers = headers
+        self.body: Buffer = b""
+        self.keep_alive = True
+        self.done = False
+
+    @property
+    def gone(self) -> bool:
+        """Whether the client has closed the connection."""
+        return self._connection.lost
+
+    def reply(self, status: int, body: Sequence[Buffer], content_type: bytes = JSON, extra: bytes = b"") -> None:
+        """Answer; a second answer is ignored. `extra` is whole header lines, each with its CRLF."""
+        if self.done:
+            return
+        self.done = True
+        size = sum(map(len, body))
+        end = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
+        head = b"%bcontent-type: %b\r\ncontent-length: %d\r\n%b%b" % (
+            _STATUS_LINES[status],
+            content_type,
+            size,
+            extra,
+            end,
+        )
+        self._answer = [head] if self.method == b"HEAD" else [head, *body]
+        self._connection.answered(self, size + len(head))
+
+    def fail(self, status: int, message: str, extra: bytes = b"") -> None:
+        """Answer with `{"error": message}`; the message is made one line of at most 600 characters."""
+        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message[:600])
+        self.reply(status, [orjson.dumps({"error": text.encode("utf-8", "replace").decode()})], JSON, extra)
+
+    def take_answer(self) -> list[Buffer] | None:
+        """Return the rendered answer, or None while there is none."""
+        return self._answer
+
+
+Handler = Callable[[Exchange], None]
+
+
+class HttpServer:
+    """What the connections of one listener share.
+
+    Args:
+        handler: Called once per whole request, on the event loop; answers now or later; must not raise.
+        limits: See `Limits`.
+    """
+
+    def __init__(self, handler: Handler, limits: Limits | None = None) -> None:
+        self.handler = handler
+        self.limits = limits or Limits()
+        self.connections: set[Connection] = set()
+        self.buffered_bytes = 0
+        self.stopping = False
+
+    def protocol(self) -> Connection:
+        """Make the protocol of a new connection; pass this method to `create_server`."""
+        return Connection(self)
+
+    def sweep(self, now: float) -> None:
+        """Close what has passed its deadline; call this about once a second with the loop's time."""
+        for connection in [c for c in self.connections if c.deadline < now]:
+            connection.expire()
+
+    def stop(self) -> None:
+        """Close idle connections; the others close after the answers that they wait for."""
+        self.stopping = True
+        for connection in list(self.connections):
+            connection.close_if_idle()
+
+
+class Connection(asyncio.Protocol):
+    """One client connection."""
+
+    def __init__(self, server: HttpServer) -> None:
+        self._server = server
+        self._limits = server.limits
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport = cast("asyncio.Transport", None)
+        self._parser = httptools.HttpRequestParser(self)
+        self._waiting: deque[Exchange] = deque()
+        self._refusal: tuple[int, str] | None = None
+        self._paused = self._write_blocked = self._closing = False
+        self._in_head = self._receiving = False
+        self._reset()
+        self.lost = False
+        self.deadline = self._loop.time() + self._limits.idle_s
+
+    def _reset(self) -> None:
+        self._target = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._head_bytes = self._raw_bytes = self._body_bytes = 0
+        self._body: bytes | bytearray = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the event loop."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._server.connections.add(self)
+        if len(self._server.connections) > self._limits.connections:
+            self._refuse(503, "too many connections")
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the name is asyncio's
+        """Called by the event loop."""
+        self.lost = True
+        self._server.connections.discard(self)
+        self._server.buffered_bytes -= self._body_bytes
+        self._body_bytes = 0
+        self._body = b""
+        for exchange in self._waiting:
+            if exchange.done:
+                self._server.buffered_bytes -= len(exchange.body)
+        self._waiting.clear()
+
+    def data_received(self, data: bytes) -> None:
+        """Called by the event loop."""
+        if self._closing:
+            return
+        was_in_head = self._in_head
+        upgrade = False
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            upgrade = True
+        except httptools.HttpParserCallbackError:
+            self._broken()
+        except httptools.HttpParserError as error:
+            self._note(400, f"bad HTTP request: {error}")
+        if was_in_head and self._in_head:
+            self._raw_bytes += len(data)
+            if self._raw_bytes > self._limits.head:
+                self._note(431, f"request headers are over {self._limits.head} bytes")
+        if self._refusal is not None:
+            self._refuse(*self._refusal)
+        elif upgrade and not self._closing:
+            self._refuse(400, "protocol upgrades are not supported")
+        elif len(self._waiting) >= self._limits.pipeline:
+            self._pause(paused=True)
+
+    def _broken(self) -> None:
+        """The handler raised: a fault of ours. This is the last line of defence, so that one request cannot end the router."""
+        _log.exception("request handler failed")
+        if self._waiting and not self._waiting[-1].done:
+            self._waiting[-1].keep_alive = False
+            self._waiting[-1].fail(500, "internal error")
+
+    def pause_writing(self) -> None:
+        """The client does not read: stop reading from it."""
+        self._write_blocked = True
+        self._pause(paused=True)
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        self._write_blocked = False
+        self._pause(paused=len(self._waiting) >= self._limits.pipeline)
+
+    def _pause(self, *, paused: bool) -> None:
+        if paused == self._paused or self._transport.is_closing():
+            return
+        self._paused = paused
+        if paused:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+
+    # --- httptools callbacks: they must not raise, so what is wrong is noted and dealt with after feed_data ---
+
+    def _note(self, status: int, message: str) -> None:
+        if self._refusal is None:
+            self._refusal = (status, message)
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self._reset()
+        self._in_head = self._receiving = True
+        self.deadline = self._loop.time() + self._limits.head_s
+
+    def on_url(self, url: bytes) -> None:
+        """A part of the request target."""
+        self._target += url
+        self._head_bytes += len(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header."""
+        self._head_bytes += len(name) + len(value) + 4
+        name = name.lower()
+        if name in self._headers and name in _SINGLE:
+            self._note(400, f"header {name.decode('latin-1')} appears twice")
+        self._headers[name] = value
+
+    def on_headers_complete(self) -> None:
+        """The head is whole; a body may follow."""
+        self._in_head = False
+        self.deadline = self._loop.time() + self._limits.body_s
+        headers = self._headers
+        if self._head_bytes > self._limits.head:
+            self._note(431, f"request headers are over {self._limits.head} bytes")
+        elif b"host" not in headers and self._parser.get_http_version() == "1.1":
+            self._note(400, "header host is missing")
+        elif int(headers.get(b"content-length", b"0")) > self._limits.body:
+            self._note(413, f"body is over {self._limits.body} bytes")
+        elif b"expect" in headers:
+            if headers[b"expect"].lower() != b"100-continue":
+                self._note(417, "only expect: 100-continue is supported")
+            elif not self._waiting and self._refusal is None:
+                self._transport.write(_CONTINUE)
+
+    def on_body(self, data: bytes) -> None:
+        """A part of the body."""
+        if self._refusal is not None:
+            return
+        self._body_bytes += len(data)
+        self._server.buffered_bytes += len(data)
+        if self._body_bytes > self._limits.body:
+            self._note(413, f"body is over {self._limits.body} bytes")
+        elif self._server.buffered_bytes > self._limits.buffered:
+            self._note(503, "the server holds too many request bodies")
+        elif not self._body:
+            self._body = data
+        elif isinstance(self._body, bytearray):
+            self._body += data
+        else:
+            self._body = bytearray(self._body)
+            self._body += data
+
+    def on_message_complete(self) -> None:
+        """The request is whole."""
+        self._receiving = False
+        if self._refusal is not None:
+            return
+        exchange = Exchange(self, self._parser.get_method(), self._target, self._headers)
+        exchange.body = self._body
+        exchange.keep_alive = self._parser.should_keep_alive() and not self._server.stopping
+        self._body, self._body_bytes = b"", 0
+        self.deadline = _NEVER
+        self._waiting.append(exchange)
+        self._server.handler(exchange)
+
+    # --- answers ---
+
+    def answered(self, exchange: Exchange, size: int) -> None:
+        """Write every answer whose turn it is."""
+        if self.lost:
+            self._server.buffered_bytes -= len(exchange.body)
+            return
+        waiting = self._waiting
+        while waiting and (answer := waiting[0].take_answer()) is not None:
+            first = waiting.popleft()
+            self._server.buffered_bytes -= len(first.body)
+            if self._transport.is_closing():
+                continue
+            if len(answer) == 1 or size > _JOIN_BYTES:
+                self._transport.writelines(answer)
+            else:
+                self._transport.write(b"".join(answer))
+            if not first.keep_alive:
+                self._end()
+                return
+        if not waiting and not self._receiving:
+            self.deadline = self._loop.time() + self._limits.idle_s
+        if self._paused and not self._write_blocked and len(waiting) < self._limits.pipeline // 2:
+            self._pause(paused=False)
+
+    def _end(self) -> None:
+        """Close after what has been written; what the client still sends is dropped, so that it can read our answer."""
+        self._closing = True
+        self._pause(paused=False)
+        self.deadline = self._loop.time() + _LINGER_S
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+
+    def _refuse(self, status: int, message: str) -> None:
+        """Answer a request that is not whole, after the answers that are still owed, and close."""
+        self._server.buffered_bytes -= self._body_bytes
+        self._body, self._body_bytes, self._refusal = b"", 0, None
+        exchange = Exchange(self, b"", b"", {})
+        exchange.keep_alive = False
+        self._waiting.append(exchange)
+        self._closing = True
+        exchange.fail(status, message)
+
+    def expire(self) -> None:
+        """The deadline has passed."""
+        if self._receiving and not self._closing:
+            self.deadline = _NEVER
+            self._refuse(408, "the request did not arrive in time")
+        else:
+            self._transport.abort()
+
+    def close_if_idle(self) -> None:
+        """Close now when nothing is owed; else after the last answer."""
+        if not self._waiting and not self._transport.is_closing():
+            self._transport.close()
+        for exchange in self._waiting:
+            exchange.keep_alive = False

@@ -1,0 +1,100 @@
+"""The moving parts of dispatch: a waiting request, the lane of a generation, a registered replica, a batch on its way."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from orchestrator.serving.signature import Fitted, Signature
+from orchestrator.serving.table import Generation
+from orchestrator.serving.tensors import Buffer
+
+if TYPE_CHECKING:
+    from orchestrator.serving.http import Exchange
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """A request that fits its lane's model and waits or runs. Times are of `time.monotonic()`."""
+
+    exchange: Exchange
+    lane: Lane
+    fitted: Fitted
+    request_id: str | None
+    arrived: float
+    deadline: float
+    synthetic: bool
+    sent: float = 0.0
+    attempts: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """One FIFO: an endpoint's generation.
+
+    Attributes:
+        headers: Header lines of every answer, rendered.
+        signature: Of the bundle's model; None until a first replica has registered.
+        replicas: Those that serve this lane.
+        in_flight: Requests that a replica holds.
+        lonely_since: Since when no replica is there; `time.monotonic()`.
+        retired: No longer in the table: what waits is answered, nothing new comes.
+    """
+
+    endpoint: str
+    generation: Generation
+    lonely_since: float
+    queue: deque[Request] = field(default_factory=deque[Request])
+    signature: Signature | None = None
+    replicas: list[Replica] = field(default_factory=list["Replica"])
+    in_flight: int = 0
+    retired: bool = False
+    headers: bytes = b""
+    version: str = ""
+
+    def __post_init__(self) -> None:
+        bundle, device = self.generation.bundle, self.generation.device
+        safe = device.encode("ascii", "backslashreplace").decode()
+        self.headers = f"x-orchestrate-bundle: {bundle}\r\nx-orchestrate-device: {safe}\r\n".encode()
+        self.version = str(self.generation.generation)
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything waits or runs."""
+        return bool(self.queue) or self.in_flight > 0
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Requests that run together."""
+
+    number: int
+    requests: list[Request]
+    rows: list[int]
+
+
+@dataclass(slots=True, eq=False)
+class Replica:
+    """A registered replica.
+
+    Attributes:
+        send: Writes a frame to it.
+        credits: Batches it may be sent now.
+        batches: Sent and not answered, by number, oldest first.
+        lanes: The generations it serves: those of its endpoint with its bundle.
+    """
+
+    name: str
+    pid: int
+    endpoint: str
+    bundle: str
+    runtime: str
+    device: str
+    signature: Signature
+    send: Callable[[Sequence[Buffer]], None]
+    credits: int = 0
+    draining: bool = False
+    batches: dict[int, Batch] = field(default_factory=dict[int, Batch])
+    lanes: list[Lane] = field(default_factory=list[Lane])

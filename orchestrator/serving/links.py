@@ -1,0 +1,136 @@
+"""The router's end of the link: one connection per replica and per agent."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from typing import Final, cast
+
+from orchestrator.serving.dispatch import Dispatcher
+from orchestrator.serving.lanes import Replica
+from orchestrator.serving.link import Frame as LinkFrame
+from orchestrator.serving.link import FrameReader, Kind, LinkError, encode
+from orchestrator.serving.table import RoutingTable
+from orchestrator.serving.tensors import Buffer
+from orchestrator.serving.wire import (
+    AgentHello,
+    Placement,
+    ReplicaHello,
+    ReplicaReport,
+    read_credit,
+    read_hello,
+    read_report,
+)
+
+_log: Final = logging.getLogger(__name__)
+
+
+class LinkServer:
+    """What the link's connections share."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self.dispatcher = dispatcher
+        self.table: RoutingTable = RoutingTable(0)
+        self.agents: set[LinkConnection] = set()
+
+    def protocol(self) -> LinkConnection:
+        """Make the protocol of a new connection; pass this method to `create_unix_server`."""
+        return LinkConnection(self)
+
+    def set_table(self, table: RoutingTable) -> None:
+        """Tell every agent what its pool must run now."""
+        self.table = table
+        for connection in self.agents:
+            connection.send_placements()
+
+
+class LinkConnection(asyncio.Protocol):
+    """A replica or an agent; its hello frame says which."""
+
+    def __init__(self, server: LinkServer) -> None:
+        self._server = server
+        self._reader = FrameReader()
+        self._transport: asyncio.Transport = cast("asyncio.Transport", None)
+        self.replica: Replica | None = None
+        self.agent: AgentHello | None = None
+        self.agent_version = 0
+        self.reports: Sequence[ReplicaReport] = ()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the event loop."""
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Called by the event loop."""
+        try:
+            for frame in self._reader.feed(data):
+                self._handle(frame)
+        except LinkError as error:
+            who = self.replica.name if self.replica else self.agent.pool if self.agent else "a peer"
+            _log.warning("link of %s ends: %s", who, error)
+            self._send([encode(Kind.BYE, {"reason": error.message})])
+            self._transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the name is asyncio's
+        """Called by the event loop."""
+        self._server.agents.discard(self)
+        if self.replica is not None:
+            replica, self.replica = self.replica, None
+            self._server.dispatcher.lost(replica, time.monotonic())
+
+    def _handle(self, frame: LinkFrame) -> None:
+        replica, now = self.replica, time.monotonic()
+        if replica is not None and frame.kind is Kind.REPLY:
+            self._server.dispatcher.reply(replica, frame, now)
+        elif replica is not None and frame.kind is Kind.CREDIT:
+            self._server.dispatcher.credit(replica, read_credit(frame), now)
+        elif self.agent is not None and frame.kind is Kind.REPORT:
+            self.agent_version, self.reports = read_report(frame)
+        elif frame.kind is Kind.HELLO and replica is None and self.agent is None:
+            self._hello(read_hello(frame), now)
+        elif frame.kind is Kind.BYE:
+            self._transport.close()
+        else:
+            raise LinkError(f"unexpected {frame.kind.name.lower()} frame")
+
+    def _hello(self, hello: ReplicaHello | AgentHello, now: float) -> None:
+        if isinstance(hello, AgentHello):
+            self.agent = hello
+            self._server.agents.add(self)
+            self.send_placements()
+            return
+        replica = Replica(
+            hello.replica,
+            hello.pid,
+            hello.endpoint,
+            hello.bundle,
+            hello.runtime,
+            hello.device,
+            hello.signature,
+            self._send,
+        )
+        self._server.dispatcher.register(replica, now)
+        self.replica = replica
+
+    def _send(self, pieces: Sequence[Buffer]) -> None:
+        if not self._transport.is_closing():
+            self._transport.writelines(pieces)
+
+    def send_placements(self) -> None:
+        """Send what the agent's pool must run."""
+        assert self.agent is not None
+        table = self._server.table
+        rows = [
+            Placement(e.name, g.bundle, g.path, g.runtime, g.device).to_json()
+            for e, g in table.placements(self.agent.pool)
+        ]
+        self._send([encode(Kind.PLACEMENTS, {"version": table.version, "placements": rows})])
+
+    def status(self) -> dict[str, object]:
+        """Return the agent's row of the router's status."""
+        assert self.agent is not None
+        hello = self.agent.to_json()
+        del hello["role"]
+        return {**hello, "version": self.agent_version, "replicas": [report.to_json() for report in self.reports]}

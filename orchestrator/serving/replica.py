@@ -1,0 +1,190 @@
+"""The replica process: loads one bundle, proves itself on its golden samples, then computes batches until it is drained.
+
+`python -m orchestrator.serving.replica --config replica.json`; the agent starts it. One thread does everything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import orjson
+
+from orchestrator.core.errors import OrchestratorError
+from orchestrator.core.processes import die_with_parent
+from orchestrator.serving.batch import Work, execute, start
+from orchestrator.serving.config import ReplicaSettings, read_settings
+from orchestrator.serving.golden import read_golden, self_check
+from orchestrator.serving.link import Frame, FrameReader, Kind, decode_tensors, encode
+from orchestrator.serving.runtimes.api import Session, runtime
+from orchestrator.serving.signature import Signature
+from orchestrator.serving.tensors import Buffer
+from orchestrator.serving.wire import ReplicaHello, read_rows
+
+STALL_S: Final = 60.0
+"""A batch that takes longer means a device that will not answer; the kernel then ends the process (SIGALRM)."""
+_FIRST_DELAY_S: Final = 0.05
+_MAX_DELAY_S: Final = 1.0
+_READ_BYTES: Final = 1 << 20
+_JOIN_BYTES: Final = 1 << 20
+
+
+class _Stopped(BaseException):
+    """SIGTERM while waiting."""
+
+
+class _Refused(OrchestratorError):
+    """The router does not want this replica."""
+
+
+class ReplicaProcess:
+    """One replica. `run` returns when it has been drained or told to stop."""
+
+    def __init__(self, settings: ReplicaSettings) -> None:
+        self._settings = settings
+        self._buffer = memoryview(bytearray(_READ_BYTES))
+        self._waiting = self._stopping = False
+
+    def run(self) -> None:
+        """Load, check, then serve.
+
+        Raises:
+            OrchestratorError: The bundle cannot be served, or the router refuses this replica.
+        """
+        signal.signal(signal.SIGTERM, self._on_term)
+        settings = self._settings
+        path = Path(settings.path)
+        self._tell("starting")
+        session = runtime(settings.runtime).load(path, settings.device)
+        max_batch = self_check(session, read_golden(path))
+        signature = Signature(session.inputs, session.outputs, max_batch)
+        hello = ReplicaHello(
+            settings.replica,
+            os.getpid(),
+            settings.endpoint,
+            settings.bundle,
+            settings.runtime,
+            session.device,
+            signature,
+        )
+        try:
+            while not self._stopping and self._serve_once(session, hello):
+                pass
+        except _Stopped:
+            pass
+        session.close()
+
+    def _on_term(self, _number: int, _frame: object) -> None:
+        self._stopping = True
+        if self._waiting:
+            raise _Stopped
+
+    def _tell(self, state: str, error: str = "") -> None:
+        if self._settings.status_fd:
+            os.write(self._settings.status_fd, orjson.dumps({"state": state, "error": error}) + b"\n")
+
+    def fail(self, error: OrchestratorError) -> None:
+        """Tell the agent why this replica ends."""
+        self._tell("failed", str(error)[:4000])
+
+    def _dial(self) -> socket.socket:
+        delay_s = _FIRST_DELAY_S
+        while True:
+            link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                link.connect(self._settings.link)
+            except OSError:
+                link.close()
+                self._waiting = True
+                time.sleep(delay_s)
+                self._waiting = False
+                delay_s = min(delay_s * 2, _MAX_DELAY_S)
+            else:
+                return link
+
+    def _serve_once(self, session: Session, hello: ReplicaHello) -> bool:
+        """Serve one connection; returns whether to dial again."""
+        with self._dial() as link:
+            try:
+                link.sendall(encode(Kind.HELLO, hello.to_json()) + encode(Kind.CREDIT, {"credit": session.depth}))
+                self._tell("ready")
+                return self._talk(link, session, hello.signature)
+            except OSError:
+                return True
+
+    def _talk(self, link: socket.socket, session: Session, signature: Signature) -> bool:
+        reader, works = FrameReader(), deque[Work]()
+        draining = False
+        while works or not (draining or self._stopping):
+            frames = self._read(link, reader, wait=not works)
+            if frames is None:
+                return True
+            for frame in frames:
+                if frame.kind is Kind.BATCH:
+                    works.append(start(session, signature, frame.id, decode_tensors(frame, "inputs"), read_rows(frame)))
+                elif frame.kind is Kind.DRAIN:
+                    draining = True
+                elif frame.kind is Kind.BYE:
+                    raise _Refused(f"the router refuses this replica: {frame.head.get('reason')}")
+            if works and not frames:
+                # The kernel's default action for SIGALRM ends us even where the device call never gives the GIL back.
+                signal.setitimer(signal.ITIMER_REAL, STALL_S)
+                answer = execute(session, works.popleft())
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                _send(link, answer)
+        link.sendall(encode(Kind.BYE, {"reason": "drained" if draining else "stopped"}))
+        return False
+
+    def _read(self, link: socket.socket, reader: FrameReader, *, wait: bool) -> Sequence[Frame] | None:
+        """Return the frames that have arrived; None at the end of the connection."""
+        self._waiting = wait
+        try:
+            size = link.recv_into(self._buffer, 0, 0 if wait else socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return ()
+        finally:
+            self._waiting = False
+        return tuple(reader.feed(self._buffer[:size])) if size else None
+
+
+def _send(link: socket.socket, pieces: Sequence[Buffer]) -> None:
+    if sum(map(len, pieces)) <= _JOIN_BYTES:
+        link.sendall(b"".join(pieces))
+    else:
+        for piece in pieces:
+            link.sendall(piece)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a replica; returns the exit code."""
+    die_with_parent()
+    parser = argparse.ArgumentParser(prog="orchestrator.serving.replica")
+    parser.add_argument("--config", type=Path, required=True)
+    args = parser.parse_args(argv)
+    try:
+        settings = read_settings(ReplicaSettings, args.config)
+    except OrchestratorError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    if settings.parent_pid and os.getppid() != settings.parent_pid:
+        return 3
+    process = ReplicaProcess(settings)
+    try:
+        process.run()
+    except OrchestratorError as error:
+        sys.stderr.write(f"{error}\n")
+        process.fail(error)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

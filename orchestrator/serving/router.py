@@ -1,0 +1,214 @@
+"""The router process: `python -m orchestrator.serving.router --config router.json`. One event loop owns the data path."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import errno
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+import uvloop
+
+from orchestrator.core.errors import OrchestratorError, ServingError
+from orchestrator.core.files import private_folder, write_atomic, write_json
+from orchestrator.core.processes import ProcessIdentity, die_with_parent
+from orchestrator.core.redact import RedactingFilter
+from orchestrator.serving.backdoor import Backdoor
+from orchestrator.serving.config import RouterSettings, read_settings
+from orchestrator.serving.dispatch import Dispatcher
+from orchestrator.serving.front import Front
+from orchestrator.serving.http import HttpServer, Limits
+from orchestrator.serving.links import LinkServer
+from orchestrator.serving.record import Recorder
+from orchestrator.serving.routes import Routes
+from orchestrator.serving.table import EMPTY, RoutingTable
+
+_log: Final = logging.getLogger("orchestrator.serving.router")
+_SWEEP_S: Final = 0.05
+_CLOSE_SWEEPS: Final = 20
+_STOP_S: Final = 5.0
+_ADMIN_LIMITS: Final = Limits(body=4 << 20, connections=100)
+
+
+class Router:
+    """All parts of one router, wired."""
+
+    def __init__(self, settings: RouterSettings) -> None:
+        self.settings = settings
+        self.recorder = Recorder()
+        self.dispatcher = Dispatcher(
+            self.recorder, queue_limit=settings.queue_limit, replica_grace_s=settings.replica_grace_s
+        )
+        self.routes = Routes(self.dispatcher)
+        self.links = LinkServer(self.dispatcher)
+        self.front = Front(self.routes, self.dispatcher, self.recorder, settings.request_timeout_s)
+        self.public = HttpServer(self.front.handle)
+        self.admin = HttpServer(Backdoor(self).handle, _ADMIN_LIMITS)
+        self.url = ""
+        self._state = Path(settings.state)
+        self._sweeps = 0
+        self._loop = asyncio.get_running_loop()
+
+    def offer_table(self, table: RoutingTable) -> None:
+        """Persist and apply a table.
+
+        Raises:
+            Conflict: It is fenced.
+        """
+        accepted = self.routes.table.replace(table)
+        if accepted != self.routes.table:
+            write_json(self._state / "table.json", accepted.to_json(), mode=0o600)
+            self.apply(accepted)
+
+    def apply(self, table: RoutingTable) -> None:
+        """Route by `table` from the next request on."""
+        self.routes.set_table(table, time.monotonic())
+        self.front.table_changed()
+        self.links.set_table(table)
+        _log.info("table version %d: %d endpoints", table.version, len(table.endpoints))
+
+    def load_table(self) -> RoutingTable:
+        """Return the table of the last router in this state folder.
+
+        Raises:
+            ServingError: The file is damaged. Serving an older or empty table silently would be worse than not starting.
+        """
+        path = self._state / "table.json"
+        if not path.exists():
+            return EMPTY
+        try:
+            return RoutingTable.from_json(orjson.loads(path.read_bytes()))
+        except orjson.JSONDecodeError as error:
+            raise ServingError(
+                f"the stored table is damaged: {error}", place=str(path), hint="remove it and put the table again"
+            ) from error
+
+    async def serve(self) -> None:
+        """Listen until SIGTERM or SIGINT."""
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, stop.set)
+        self.apply(self.load_table())
+        listener = _listen(self.settings, self._state / "port")
+        self.url = f"http://{self.settings.host}:{listener.getsockname()[1]}"
+        # The servers must stay referenced: uvloop closes one that is garbage-collected.
+        servers = [
+            await self._unix_server(self.links.protocol, self.settings.link),
+            await self._unix_server(self.admin.protocol, self.settings.admin),
+            await self._loop.create_server(self.public.protocol, sock=listener, backlog=4096),
+        ]
+        self._write_state(listener.getsockname()[1])
+        self._sweep()
+        _log.info("router listens on %s", self.url)
+        # What lives now lives for ever; the collector need not walk it again.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 50, 50)
+        await stop.wait()
+        await self._stop(servers)
+
+    async def _unix_server(self, protocol: Any, path: str) -> asyncio.Server:
+        with contextlib.suppress(FileNotFoundError):
+            Path(path).unlink()
+        previous = os.umask(0o177)
+        try:
+            return await self._loop.create_unix_server(protocol, path)
+        finally:
+            os.umask(previous)
+
+    def _write_state(self, port: int) -> None:
+        own = ProcessIdentity.own()
+        write_atomic(self._state / "port", str(port).encode())
+        facts = {
+            "pid": own.pid,
+            "started_ticks": own.started_ticks,
+            "host": self.settings.host,
+            "port": port,
+            "url": self.url,
+            "admin": self.settings.admin,
+            "link": self.settings.link,
+        }
+        write_json(self._state / "router.json", facts)
+
+    def _sweep(self) -> None:
+        # Not the loop's time: uvloop's has a resolution of 1 ms, and requests take less.
+        self.dispatcher.sweep(time.monotonic())
+        self._sweeps += 1
+        if self._sweeps % _CLOSE_SWEEPS == 0:
+            self.public.sweep(self._loop.time())
+            self.admin.sweep(self._loop.time())
+        self._loop.call_later(_SWEEP_S, self._sweep)
+
+    async def _stop(self, servers: list[asyncio.Server]) -> None:
+        """Take no new connection, answer what is here, within `_STOP_S`."""
+        servers[-1].close()
+        self.public.stop()
+        deadline = self._loop.time() + _STOP_S
+        while self._loop.time() < deadline and any(lane.busy for lane in self.dispatcher.lanes):
+            await asyncio.sleep(0.02)
+        (self._state / "router.json").unlink(missing_ok=True)
+        for server in servers[:-1]:
+            server.close()
+        _log.info("router ends")
+
+
+def _listen(settings: RouterSettings, memory: Path) -> socket.socket:
+    """Bind the public port; port 0 first tries the one of the last start, so that a restart keeps its address."""
+    ports = [settings.port]
+    if settings.port == 0 and memory.exists():
+        ports.insert(0, int(memory.read_text() or "0"))
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    for port in ports:
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((settings.host, port))
+        except OSError as error:
+            listener.close()
+            if error.errno == errno.EADDRINUSE and port != ports[-1]:
+                continue
+            raise ServingError(
+                f"cannot listen on {settings.host}:{port}: {error}", hint="choose another port"
+            ) from error
+        listener.setblocking(False)
+        return listener
+    raise AssertionError("unreachable: the last port returns or raises")
+
+
+async def _main(settings: RouterSettings) -> None:
+    await Router(settings).serve()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the router; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="orchestrator.serving.router")
+    parser.add_argument("--config", type=Path, required=True)
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    logging.getLogger().handlers[0].addFilter(RedactingFilter())
+    try:
+        settings = read_settings(RouterSettings, args.config)
+        if settings.parent_pid:
+            die_with_parent()
+            if os.getppid() != settings.parent_pid:
+                return 3
+        private_folder(Path(settings.state))
+        uvloop.run(_main(settings))
+    except OrchestratorError as error:
+        _log.error("%s", error)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

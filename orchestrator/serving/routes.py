@@ -1,0 +1,142 @@
+"""The table at work: lanes of the current generations, the weighted choice, and what to tell clients about models."""
+
+from __future__ import annotations
+
+from orchestrator.serving.dispatch import Dispatcher, attach, no_replica
+from orchestrator.serving.errors import RequestError
+from orchestrator.serving.lanes import Lane
+from orchestrator.serving.signature import Signature
+from orchestrator.serving.table import EMPTY, Endpoint, RoutingTable, Splitter
+
+
+class EndpointRoute:
+    """One endpoint: its lanes by generation number, and the split."""
+
+    __slots__ = ("lanes", "name", "splitter")
+
+    def __init__(self, name: str, lanes: dict[int, Lane], splitter: Splitter) -> None:
+        self.name = name
+        self.lanes = lanes
+        self.splitter = splitter
+
+    def choose(self, generation: int | None) -> Lane:
+        """Return the lane of the asked generation; without one, the next by weight.
+
+        Raises:
+            RequestError: 404 for an unknown generation, 503 where none has a weight.
+        """
+        number = self.splitter.next() if generation is None else generation
+        if number is None:
+            text = f"endpoint {self.name} has no live generation"
+            raise RequestError(text, status=503, kind="no_replica", retry_after_s=1)
+        lane = self.lanes.get(number)
+        if lane is None:
+            raise RequestError(f"endpoint {self.name} has no version {number}", status=404, kind="not_found")
+        return lane
+
+    def main(self, generation: int | None) -> Lane:
+        """Return the lane that stands for the endpoint: the asked one, else the heaviest, else the newest.
+
+        Raises:
+            RequestError: 404 for an unknown generation.
+        """
+        if generation is not None or not self.lanes:
+            return self.choose(generation)
+        return max(self.lanes.values(), key=lambda lane: (lane.generation.weight, lane.generation.generation))
+
+    def ready(self, generation: int | None) -> bool:
+        """Whether requests find a replica: of the asked generation, else of every one that has a weight."""
+        if generation is not None:
+            lanes = [self.lanes[generation]] if generation in self.lanes else []
+        else:
+            lanes = [lane for lane in self.lanes.values() if lane.generation.weight]
+        return bool(lanes) and all(lane.replicas for lane in lanes)
+
+    def metadata(self, generation: int | None) -> dict[str, object]:
+        """Return the OIP model metadata.
+
+        Raises:
+            RequestError: 404 for an unknown generation, 503 while no replica has said what the model takes.
+        """
+        lane = self.main(generation)
+        signature = signature_of(lane)
+        return {
+            "name": self.name,
+            "versions": [str(number) for number in sorted(self.lanes)],
+            "platform": lane.generation.runtime,
+            "inputs": [{"name": s.name, "datatype": s.datatype, "shape": s.shape} for s in signature.inputs],
+            "outputs": [{"name": s.name, "datatype": s.datatype, "shape": s.shape} for s in signature.outputs],
+        }
+
+
+def signature_of(lane: Lane) -> Signature:
+    """Return what the lane's model takes.
+
+    Raises:
+        RequestError: 503 while no replica has said so.
+    """
+    if lane.signature is None:
+        raise no_replica(lane)
+    return lane.signature
+
+
+class Routes:
+    """All endpoints under the current table."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+        self.table: RoutingTable = EMPTY
+        self.endpoints: dict[str, EndpointRoute] = {}
+
+    def set_table(self, table: RoutingTable, now: float) -> None:
+        """Switch to `table` between two requests: generations that stay keep their lanes, those that leave retire."""
+        old = self.endpoints
+        self.endpoints = {}
+        for name, endpoint in table.endpoints.items():
+            self.endpoints[name] = self._route(endpoint, old.get(name), table.version, now)
+        kept = {id(lane) for route in self.endpoints.values() for lane in route.lanes.values()}
+        for lane in self._dispatcher.lanes:
+            lane.retired = id(lane) not in kept
+        self.table = table
+        self._dispatcher.sweep(now)
+
+    def _route(self, endpoint: Endpoint, old: EndpointRoute | None, version: int, now: float) -> EndpointRoute:
+        lanes: dict[int, Lane] = {}
+        for generation in endpoint.generations:
+            lane = old.lanes.get(generation.generation) if old else None
+            same = lane is not None and lane.generation.bundle == generation.bundle
+            if lane is not None and same and lane.generation.device == generation.device:
+                lane.generation = generation
+            else:
+                lane = self._new_lane(endpoint.name, Lane(endpoint.name, generation, now))
+            lanes[generation.generation] = lane
+        weights = {g.generation: g.weight for g in endpoint.generations if g.weight}
+        if old is not None and old.splitter.weights == weights:
+            return EndpointRoute(endpoint.name, lanes, old.splitter)
+        return EndpointRoute(endpoint.name, lanes, Splitter(weights, f"{endpoint.name}:{version}"))
+
+    def _new_lane(self, name: str, lane: Lane) -> Lane:
+        """A replica that already runs the bundle serves the new generation as well."""
+        for replica in self._dispatcher.replicas():
+            fits = replica.endpoint == name and replica.bundle == lane.generation.bundle
+            if fits and replica.device == lane.generation.device and not replica.draining:
+                attach(replica, lane)
+        self._dispatcher.lanes.append(lane)
+        return lane
+
+    def lane_status(self) -> list[dict[str, object]]:
+        """Return one row per generation in the table."""
+        return [
+            {
+                "endpoint": lane.endpoint,
+                "generation": lane.generation.generation,
+                "bundle": lane.generation.bundle,
+                "state": lane.generation.state,
+                "weight": lane.generation.weight,
+                "ready": len(lane.replicas),
+                "queued": len(lane.queue),
+                "in_flight": lane.in_flight,
+            }
+            for route in self.endpoints.values()
+            for lane in route.lanes.values()
+        ]

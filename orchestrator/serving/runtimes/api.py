@@ -1,0 +1,103 @@
+"""The contract of a runtime: `load(path, device) -> Session`; submit a batch, collect its outputs."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final, Protocol, cast
+
+from orchestrator.core.errors import OrchestratorError, UsageError
+from orchestrator.serving.tensors import Tensor, TensorSpec
+
+REHEARSAL: Final = "cpu (rehearsal)"
+"""The only device word for a CPU in place of an NPU."""
+
+_MODULES: Final[Mapping[str, str]] = {"onnx-cpu": "orchestrator.serving.runtimes.onnx_cpu"}
+
+
+class InputRejected(OrchestratorError):
+    """The model refuses these input values: the client's mistake."""
+
+
+class ExecutionFailed(OrchestratorError):
+    """The model failed on this input."""
+
+
+class Session(Protocol):
+    """A loaded model. Not thread-safe.
+
+    Attributes:
+        device: The device it verifiably runs on.
+        inputs: What it wants, in order.
+        outputs: What it gives, in order.
+        max_batch: Most rows of axis 0 in one batch; 1 = no batching, axis 0 has no meaning.
+        depth: How many batches may be submitted before the first is collected.
+    """
+
+    @property
+    def device(self) -> str:
+        """See above."""
+        ...
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """See above."""
+        ...
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """See above."""
+        ...
+
+    @property
+    def max_batch(self) -> int:
+        """See above."""
+        ...
+
+    @property
+    def depth(self) -> int:
+        """See above."""
+        ...
+
+    def submit(self, inputs: Sequence[Tensor]) -> int:
+        """Start a batch and return its ticket; the inputs fit `self.inputs` and must live until collected."""
+        ...
+
+    def collect(self, ticket: int) -> list[Tensor]:
+        """Wait for a batch and return its outputs in the order of `self.outputs`.
+
+        Raises:
+            InputRejected: The input values are the cause.
+            ExecutionFailed: Anything else.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the device."""
+        ...
+
+
+class Runtime(Protocol):
+    """What each module of this package is."""
+
+    def load(self, path: Path, device: str) -> Session:
+        """Load the bundle in folder `path` onto `device`.
+
+        Raises:
+            DeviceError: The device is absent, or is not what it claims to be.
+            ServingError: The model cannot be loaded.
+        """
+        ...
+
+
+def runtime(name: str) -> Runtime:
+    """Return the runtime of this name; imports its libraries.
+
+    Raises:
+        UsageError: There is none.
+    """
+    module = _MODULES.get(name)
+    if module is None:
+        raise UsageError(f"no runtime is called {name!r}", hint=f"one of: {', '.join(sorted(_MODULES))}")
+    return cast("Runtime", importlib.import_module(module))

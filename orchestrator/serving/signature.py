@@ -1,0 +1,125 @@
+"""A model's signature, and what it takes for a request to fit it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from orchestrator.serving.errors import RequestError
+from orchestrator.serving.oip import InferRequest, WantedOutput
+from orchestrator.serving.tensors import ITEM_BYTES, Buffer, Tensor, TensorSpec, check_size, count
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What a model takes and gives.
+
+    Attributes:
+        max_batch: Most rows of axis 0 that may run together; 1 = axis 0 has no meaning.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    max_batch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A request in the model's terms.
+
+    Attributes:
+        inputs: In the model's order.
+        wanted: In the client's order.
+        rows: Size of axis 0; 1 where the model does not batch.
+        key: Requests with equal keys may be concatenated.
+        size_bytes: Of all inputs.
+    """
+
+    inputs: tuple[Tensor, ...]
+    wanted: tuple[WantedOutput, ...]
+    rows: int
+    key: tuple[tuple[int, ...], ...]
+    size_bytes: int
+
+
+def fit(request: InferRequest, signature: Signature) -> Fitted:
+    """Compare a request with a signature.
+
+    Raises:
+        RequestError: It does not fit; the message names the tensor.
+    """
+    given = request.inputs
+    if request.raw is not None:
+        given = {signature.inputs[0].name: _raw_input(request.raw, signature)}
+    names = {spec.name for spec in signature.inputs}
+    if given.keys() != names:
+        raise RequestError(f"inputs are {_list(sorted(given))}, the model takes {_list(sorted(names))}")
+    inputs = tuple(given[spec.name] for spec in signature.inputs)
+    sizes: dict[str, int] = {}
+    for tensor, spec in zip(inputs, signature.inputs, strict=True):
+        _check(tensor, spec, sizes)
+    batches = signature.max_batch > 1
+    rows = inputs[0].shape[0] if batches else 1
+    if rows > signature.max_batch:
+        raise RequestError(f"{rows} rows are too many; the model takes at most {signature.max_batch} in one request")
+    key = tuple(tensor.shape[1:] if batches else tensor.shape for tensor in inputs)
+    return Fitted(inputs, _wanted(request, signature), rows, key, sum(len(tensor.data) for tensor in inputs))
+
+
+def _check(tensor: Tensor, spec: TensorSpec, sizes: dict[str, int]) -> None:
+    if tensor.datatype != spec.datatype:
+        raise RequestError(f"input {tensor.name!r} is {tensor.datatype}, the model takes {spec.datatype}")
+    if len(tensor.shape) != len(spec.dims):
+        raise RequestError(f"input {tensor.name!r} has shape {list(tensor.shape)}, the model takes {spec.shape}")
+    for size, dim in zip(tensor.shape, spec.dims, strict=True):
+        if isinstance(dim, int):
+            if size != dim:
+                raise RequestError(
+                    f"input {tensor.name!r} has shape {list(tensor.shape)}, the model takes {spec.shape}"
+                )
+        elif dim and sizes.setdefault(dim, size) != size:
+            raise RequestError(f"input {tensor.name!r}: dimension {dim!r} is {size} here and {sizes[dim]} elsewhere")
+
+
+def _wanted(request: InferRequest, signature: Signature) -> tuple[WantedOutput, ...]:
+    if request.outputs is None:
+        return tuple(WantedOutput(spec.name, request.binary_output) for spec in signature.outputs)
+    names = {spec.name for spec in signature.outputs}
+    unknown = [wanted.name for wanted in request.outputs if wanted.name not in names]
+    if unknown:
+        raise RequestError(f"the model has no output {_list(unknown)}, it has {_list(sorted(names))}")
+    return request.outputs
+
+
+def _raw_input(data: Buffer, signature: Signature) -> Tensor:
+    """A raw request is one input and one row; at most one other dimension may follow from its size."""
+    if len(signature.inputs) != 1:
+        raise RequestError(f"a raw request needs a model with 1 input, this one has {len(signature.inputs)}")
+    spec = signature.inputs[0]
+    dims = [1 if place == 0 and signature.max_batch > 1 else dim for place, dim in enumerate(spec.dims)]
+    free = [place for place, dim in enumerate(dims) if not isinstance(dim, int)]
+    if len(free) > 1:
+        raise RequestError(
+            f"the shape of raw input {spec.name!r} cannot be deduced: it has {len(free)} dynamic dimensions"
+        )
+    if spec.datatype == "BYTES":
+        data = len(data).to_bytes(4, "little") + bytes(data)
+        shape = [1 if place in free else dim for place, dim in enumerate(dims)]
+    else:
+        fixed = count([dim for dim in dims if isinstance(dim, int)]) * ITEM_BYTES[spec.datatype]
+        shape = [len(data) // max(1, fixed) if place in free else dim for place, dim in enumerate(dims)]
+    tensor = Tensor(spec.name, spec.datatype, tuple(dim for dim in shape if isinstance(dim, int)), data)
+    try:
+        check_size(tensor.datatype, tensor.shape, tensor.data)
+    except ValueError as error:
+        raise RequestError(f"raw input {spec.name!r} {error}") from error
+    return tensor
+
+
+def unbatched(signature: Signature) -> Signature:
+    """Return the signature of the same model where rows are not run together."""
+    return replace(signature, max_batch=1)
+
+
+def _list(names: Sequence[str]) -> str:
+    return "[" + ", ".join(repr(name[:80]) for name in names[:10]) + (", …]" if len(names) > 10 else "]")

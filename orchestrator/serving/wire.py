@@ -1,0 +1,235 @@
+"""The heads of link frames as typed values. Nothing that a peer sends is used before it is checked here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, cast
+
+from orchestrator.serving.errors import RequestError
+from orchestrator.serving.link import Frame, LinkError
+from orchestrator.serving.signature import Signature
+from orchestrator.serving.tensors import TensorSpec
+
+_MAX_TEXT: Final = 16_384
+_MAX_CREDIT: Final = 64
+_STATUS: Final[Mapping[str, int]] = {"rejected": 400, "execution": 500}
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaHello:
+    """A replica that is loaded, warm and checked."""
+
+    replica: str
+    pid: int
+    endpoint: str
+    bundle: str
+    runtime: str
+    device: str
+    signature: Signature
+
+    def to_json(self) -> dict[str, object]:
+        """Return the head of its hello frame."""
+        return {
+            "role": "replica",
+            "replica": self.replica,
+            "pid": self.pid,
+            "endpoint": self.endpoint,
+            "bundle": self.bundle,
+            "runtime": self.runtime,
+            "device": self.device,
+            "max_batch": self.signature.max_batch,
+            "inputs": [spec.to_json() for spec in self.signature.inputs],
+            "outputs": [spec.to_json() for spec in self.signature.outputs],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class AgentHello:
+    """An agent and the slot it holds."""
+
+    pool: str
+    slot: int
+    device: str
+    pid: int
+    host: str
+
+    def to_json(self) -> dict[str, object]:
+        """Return the head of its hello frame."""
+        return {"role": "agent", **{name: getattr(self, name) for name in ("pool", "slot", "device", "pid", "host")}}
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """One replica that an agent must run."""
+
+    endpoint: str
+    bundle: str
+    path: str
+    runtime: str
+    device: str
+
+    def to_json(self) -> dict[str, object]:
+        """Return its form in a placements frame."""
+        return {name: getattr(self, name) for name in _PLACEMENT}
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaReport:
+    """What an agent says of one replica; `state` is starting | ready | failed | stopping."""
+
+    endpoint: str
+    bundle: str
+    state: str
+    restarts: int
+    pid: int
+    error: str
+    log_tail: str
+
+    def to_json(self) -> dict[str, object]:
+        """Return its form in a report frame and in the router's status."""
+        return {name: getattr(self, name) for name in _REPORT}
+
+
+@dataclass(frozen=True, slots=True)
+class Statuses:
+    """What a reply says besides tensors: per request None or its error, time on the device, new credit."""
+
+    errors: list[RequestError | None]
+    compute_us: int
+    credit: int
+
+
+_PLACEMENT: Final = ("endpoint", "bundle", "path", "runtime", "device")
+_REPORT: Final = ("endpoint", "bundle", "state", "restarts", "pid", "error", "log_tail")
+
+
+def read_hello(frame: Frame) -> ReplicaHello | AgentHello:
+    """Parse a hello frame.
+
+    Raises:
+        LinkError: A field is missing or of the wrong kind.
+    """
+    head = frame.head
+    if head.get("role") == "agent":
+        slot, pid = _int(head, "slot"), _int(head, "pid")
+        return AgentHello(_text(head, "pool"), slot, _text(head, "device"), pid, _text(head, "host"))
+    if head.get("role") != "replica":
+        raise LinkError(f"hello with unknown role {str(head.get('role'))[:80]!r}")
+    max_batch = _int(head, "max_batch")
+    signature = Signature(_specs(head, "inputs"), _specs(head, "outputs"), max_batch)
+    if max_batch < 1 or not signature.inputs or not signature.outputs:
+        raise LinkError("a replica needs max_batch >= 1, inputs and outputs")
+    if max_batch > 1 and not all(spec.dims for spec in (*signature.inputs, *signature.outputs)):
+        raise LinkError("max_batch > 1 needs an axis 0 on every input and output")
+    names = [_text(head, name) for name in ("replica", "endpoint", "bundle", "runtime", "device")]
+    return ReplicaHello(names[0], _int(head, "pid"), names[1], names[2], names[3], names[4], signature)
+
+
+def read_placements(frame: Frame) -> tuple[int, list[Placement]]:
+    """Parse a placements frame into (table version, placements).
+
+    Raises:
+        LinkError: A field is missing or of the wrong kind.
+    """
+    rows = _rows(frame.head, "placements")
+    return _int(frame.head, "version"), [Placement(*(_text(row, name) for name in _PLACEMENT)) for row in rows]
+
+
+def read_report(frame: Frame) -> tuple[int, list[ReplicaReport]]:
+    """Parse a report frame into (table version that the agent works on, replicas).
+
+    Raises:
+        LinkError: A field is missing or of the wrong kind.
+    """
+    reports = [
+        ReplicaReport(
+            _text(row, "endpoint"),
+            _text(row, "bundle"),
+            _text(row, "state"),
+            _int(row, "restarts"),
+            _int(row, "pid"),
+            _text(row, "error", empty=True),
+            _text(row, "log_tail", empty=True),
+        )
+        for row in _rows(frame.head, "replicas")
+    ]
+    return _int(frame.head, "version"), reports
+
+
+def read_credit(frame: Frame) -> int:
+    """Parse a credit frame.
+
+    Raises:
+        LinkError: The credit is out of range.
+    """
+    credit = _int(frame.head, "credit")
+    if credit > _MAX_CREDIT:
+        raise LinkError(f"a credit of {credit} is over {_MAX_CREDIT}")
+    return credit
+
+
+def read_rows(frame: Frame) -> list[int]:
+    """Parse the `rows` of a batch frame.
+
+    Raises:
+        LinkError: Missing, empty or not sizes.
+    """
+    rows = frame.head.get("rows")
+    if not isinstance(rows, list) or not rows:
+        raise LinkError("a batch needs rows")
+    return [_check_int(row, "rows") for row in cast("list[object]", rows)]
+
+
+def read_statuses(frame: Frame, count: int) -> Statuses:
+    """Parse the head of a reply to a batch of `count` requests.
+
+    Raises:
+        LinkError: A field is missing, of the wrong kind or of the wrong length.
+    """
+    status = frame.head.get("status")
+    if not isinstance(status, list) or len(cast("list[object]", status)) != count:
+        raise LinkError(f"a reply needs {count} statuses")
+    errors = [None if row is None else _error(row) for row in cast("list[object]", status)]
+    return Statuses(errors, _int(frame.head, "compute_us"), read_credit(frame))
+
+
+def _error(value: object) -> RequestError:
+    if not isinstance(value, dict):
+        raise LinkError("a status must be null or an object")
+    row = cast("dict[str, object]", value)
+    kind = _text(row, "kind")
+    if kind not in _STATUS:
+        raise LinkError(f"unknown status kind {kind!r}")
+    return RequestError(_text(row, "error"), status=_STATUS[kind], kind=kind)
+
+
+def _specs(head: Mapping[str, object], key: str) -> tuple[TensorSpec, ...]:
+    try:
+        return tuple(TensorSpec.from_json(row) for row in _rows(head, key))
+    except ValueError as error:
+        raise LinkError(str(error)) from error
+
+
+def _rows(head: Mapping[str, object], key: str) -> list[Mapping[str, object]]:
+    rows = head.get(key)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in cast("list[object]", rows)):
+        raise LinkError(f"{key} must be a list of objects")
+    return cast("list[Mapping[str, object]]", rows)
+
+
+def _text(head: Mapping[str, object], key: str, *, empty: bool = False) -> str:
+    value = head.get(key)
+    if not isinstance(value, str) or len(value) > _MAX_TEXT or not (value or empty):
+        raise LinkError(f"{key} must be a text")
+    return value
+
+
+def _int(head: Mapping[str, object], key: str) -> int:
+    return _check_int(head.get(key), key)
+
+
+def _check_int(value: object, key: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise LinkError(f"{key} must be a whole number of 0 or more")
+    return value
