@@ -1,0 +1,110 @@
+"""What a deploy is asked, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orchestrator.core.digests import sha256_json
+from orchestrator.graph.verdict import Thresholds
+from orchestrator.ledger import GenerationKind, GenerationRequest
+from orchestrator.rollout.smoke import SmokeReport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeployRequest:
+    """What shall be served where.
+
+    Attributes:
+        bundle: Digest that clients will see.
+        path: The unpacked bundle on the serve site.
+        artifact: Digest of the stored artifact that holds the bundle; empty when it was carried here.
+        runtime: Which runtime loads it, e.g. `onnx-cpu`.
+        device: What the pool's slots say they are, e.g. `cpu (rehearsal)`.
+        expected: The live generation that the caller has seen; None takes the one that is live now.
+        thresholds: What the smoke test asks.
+        saturating: Whether the device hides overflow and NaN.
+        ready_timeout_s: How long replicas may take to load.
+        drain_timeout_s: How long the old generation may take to finish its requests before it is retired anyway;
+            the router still answers those that it holds.
+        wait_s: How long to wait for another rollout of this endpoint.
+    """
+
+    endpoint: str
+    pool: str
+    bundle: str
+    path: Path
+    runtime: str
+    device: str
+    actor: str
+    artifact: str = ""
+    kind: GenerationKind = "promote"
+    reason: str = ""
+    evidence: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    expected: int | None = None
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    saturating: bool = False
+    ready_timeout_s: float = 120.0
+    drain_timeout_s: float = 30.0
+    wait_s: float = 0.0
+
+    def for_ledger(self, site: str, *, live: int, settled: int) -> GenerationRequest:
+        """Return the append that this request makes now.
+
+        Its id stays the same until the request is settled one way or the other: a repeat after a crash finds the
+        generation that it has begun, a repeat after a failure makes a new one.
+
+        Args:
+            site: Name of the serve site.
+            live: Number of the live generation, 0 = none.
+            settled: Highest number that is no longer staged, 0 = none.
+        """
+        identity = {
+            "endpoint": self.endpoint,
+            "site": site,
+            "pool": self.pool,
+            "bundle": self.bundle,
+            "runtime": self.runtime,
+            "device": self.device,
+            "kind": self.kind,
+            "expected": self.expected,
+            "after": settled,
+        }
+        return GenerationRequest(
+            endpoint=self.endpoint,
+            site=site,
+            pool=self.pool,
+            bundle=self.bundle,
+            artifact=self.artifact,
+            path=str(self.path.absolute()),
+            runtime=self.runtime,
+            device=self.device,
+            kind=self.kind,
+            expected=live if self.expected is None else self.expected,
+            request_id=sha256_json(identity),
+            actor=self.actor,
+            reason=self.reason,
+            evidence=self.evidence,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """The end of a deploy.
+
+    Attributes:
+        generation: Number of the live generation.
+        previous: Number of the generation that was live before; 0 = none, or nothing changed.
+        smoke: What the golden samples showed; None when the bundle was live already.
+    """
+
+    endpoint: str
+    generation: int
+    bundle: str
+    pool: str
+    device: str
+    url: str
+    previous: int
+    smoke: SmokeReport | None
