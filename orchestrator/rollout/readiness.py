@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from orchestrator.ledger import Generation
 
-_LOG_LINES = 20
+_LOG_LINES: Final = 20
+_RESTARTS: Final = 2
+"""An agent starts a failed replica again; once may be bad luck, so this many restarts must have failed as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ def readiness(status: Mapping[str, Any], generation: Generation, version: int) -
     current = [row for row in agents if int(row.get("version", 0)) >= version]
     replicas = [found for row in current for found in _replicas(row, generation)]
     for replica in replicas:
-        if replica.get("state") == "failed":
+        if replica.get("state") == "failed" and int(replica.get("restarts", 0)) >= _RESTARTS:
             return Readiness(False, _failure(replica), "a replica failed")
     ready = sum(replica.get("state") == "ready" for replica in replicas)
     reachable = counters(status, generation).get("ready", 0)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from types import MappingProxyType
 
 import pytest
-from ledger_samples import digest, execution, step
+from support.ledger_samples import digest, execution, step
 
 from orchestrator.core.errors import Conflict, LedgerError
 from orchestrator.ledger import (

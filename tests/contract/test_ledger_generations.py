@@ -3,8 +3,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from ledger_samples import digest, request
 from sqlalchemy import text
+from support.ledger_samples import digest, request
 
 from orchestrator.core.errors import Conflict, IntegrityError, LedgerError
 from orchestrator.ledger import Generation, GenerationState, Lease, Ledger, Owner

@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from forked import fired, passings, run_forked
-from ledger_samples import digest, execution, request, step
+from support.forked import fired, passings, run_forked
+from support.ledger_samples import digest, execution, request, step
 
 from orchestrator.core.errors import Conflict
 from orchestrator.ledger import ArtifactRow, EventRow, ExecutionUpdate, GenerationState, Ledger, MetricRow, Owner

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
-from ledger_samples import request
+from support.ledger_samples import request
 
 from orchestrator.core.errors import Conflict
 from orchestrator.ledger import GenerationState, Lease, Ledger, Owner

@@ -10,7 +10,7 @@ import pytest
 from orchestrator.core.errors import LedgerError
 from orchestrator.ledger import GenerationState, Ledger
 
-RACER = Path(__file__).parents[1] / "support" / "ledger_racer.py"
+TESTS = Path(__file__).parents[1]
 PROCESSES = 4
 
 
@@ -18,7 +18,10 @@ def race(url: str, what: str, rounds: int) -> dict[str, list[int]]:
     """Start the racers on a ledger that does not exist yet: creating it is part of the race."""
     children = {
         name: subprocess.Popen(
-            [sys.executable, str(RACER), url, what, name, str(rounds)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            [sys.executable, "-m", "support.ledger_racer", url, what, name, str(rounds)],
+            cwd=TESTS,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         for name in (f"p{number}" for number in range(PROCESSES))
     }

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_site import DEVICE, FakeAnswer, FakeSite, make_bundle
-from ledger_samples import digest, request
+from support.fake_site import DEVICE, FakeAnswer, FakeSite, make_bundle
+from support.ledger_samples import digest, request
 
 from orchestrator.core.errors import Conflict, GateError, LedgerError, ServingError, Unreachable, UsageError
 from orchestrator.ledger import Ledger, Owner

@@ -6,9 +6,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from fake_site import DEVICE, FakeSite, make_bundle
-from forked import fired, passings, run_forked
-from ledger_samples import digest
+from support.fake_site import DEVICE, FakeSite, make_bundle
+from support.forked import fired, passings, run_forked
+from support.ledger_samples import digest
 
 from orchestrator.ledger import Ledger, Owner
 from orchestrator.rollout.deploy import deploy

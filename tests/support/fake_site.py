@@ -90,6 +90,7 @@ class FakeSite:
                 "endpoint": e.name,
                 "bundle": g.bundle,
                 "state": "failed" if g.bundle in self.broken else "ready",
+                "restarts": 2,
                 "error": self.broken.get(g.bundle),
                 "log_tail": "Traceback\nlast line" if g.bundle in self.broken else "",
             }

@@ -10,9 +10,8 @@ import sqlite3
 import sys
 from pathlib import Path
 
-from ledger_samples import digest, execution, request, step
-
 from orchestrator.ledger import ArtifactRow, EventRow, GenerationState, Ledger, MetricRow, Owner
+from support.ledger_samples import digest, execution, request, step
 
 
 def main(path: Path) -> None:

@@ -6,10 +6,9 @@ import json
 import sys
 import time
 
-from ledger_samples import request
-
 from orchestrator.core.errors import Conflict
 from orchestrator.ledger import GenerationState, Ledger, Owner
+from support.ledger_samples import request
 
 
 def race_leases(ledger: Ledger, name: str, rounds: int) -> list[int]:
