@@ -16,7 +16,7 @@ steps:
   - {name: first, entrypoint: "noop:write", params: {text: one}}
   - {name: second, entrypoint: "noop:join", needs: [first]}
 """
-CODE = '''
+CODE = """
 from pathlib import Path
 
 def write(run):
@@ -24,7 +24,7 @@ def write(run):
 
 def join(run):
     (Path(run.out) / "text").write_text((Path(run.inputs["first"]) / "text").read_text() + " and two")
-'''
+"""
 
 
 def new_project(folder: Path) -> Project:
@@ -47,7 +47,9 @@ def end_state(project: Project) -> dict[str, Any]:
     return {
         "executions": [row["state"] for row in listed],
         "steps": [{key: step[key] for key in keys} for step in shown["steps"]],
-        "texts": sorted(path.read_text() for path in (project.folder / ".orchestrate").glob("store/artifacts/*/*/text")),
+        "texts": sorted(
+            path.read_text() for path in (project.folder / ".orchestrate").glob("store/artifacts/*/*/text")
+        ),
     }
 
 
