@@ -114,6 +114,10 @@ def _sentence(error: BaseException) -> str:
 @contextmanager
 def _quiet() -> Generator[list[warnings.WarningMessage]]:
     """Silence the exporters' loggers and collect their warnings."""
+    # On failure the TorchScript exporter prints whole graphs from C++, with no switch that works: keep stdout clean.
+    set_stream = getattr(_torch._C, "_jit_set_onnx_log_output_stream", None)
+    if set_stream is not None:
+        set_stream("stderr")
     loggers = [logging.getLogger(name) for name in _LOUD]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
