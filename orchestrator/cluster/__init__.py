@@ -1,1 +1,1 @@
-
+"""Ray over REST: the local head, capacity, Serve config."""

@@ -1,0 +1,40 @@
+"""The whole desired state of Ray Serve on a site: one application per pool. We are its only writer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orchestrator.cluster.devices import pool_device, pool_resource
+from orchestrator.cluster.site import LocalSite
+
+
+def serve_document(site: LocalSite) -> dict[str, Any]:
+    """Return the body for `PUT /api/serve/applications/`; applications that are left out are deleted by Ray."""
+    return {"proxy_location": "Disabled", "applications": [_application(site, name) for name in sorted(site.pools)]}
+
+
+def _application(site: LocalSite, name: str) -> dict[str, Any]:
+    pool = site.pools[name]
+    return {
+        "name": name,
+        "route_prefix": None,
+        "import_path": "orchestrator.serving.agent:app",
+        "args": {
+            "pool": name,
+            "link": str(link_socket(site)),
+            "state": str(site.folder / "agents" / name),
+            "device": pool_device(pool),
+            "slots": pool.slots,
+            "resource": pool_resource(name, pool),
+        },
+    }
+
+
+def link_socket(site: LocalSite) -> str:
+    """Return the Unix socket that agents and replicas dial."""
+    return str(site.runtime / "link.sock")
+
+
+def admin_socket(site: LocalSite) -> str:
+    """Return the Unix socket of the router's admin interface."""
+    return str(site.runtime / "admin.sock")
