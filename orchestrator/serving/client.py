@@ -175,8 +175,8 @@ def _from_json(row: Mapping[str, Any]) -> Array:
     if ITEM_BYTES[row["datatype"]] == 0:
         items = np.empty(len(row["data"]), dtype=object)
         items[:] = [item.encode() for item in row["data"]]
-        return items.reshape(row["shape"])
-    return cast("Array", np.array(row["data"], dtype=numpy_dtype(row["datatype"])).reshape(row["shape"]))
+        return cast("Array", items.reshape(row["shape"]))
+    return np.array(row["data"], dtype=numpy_dtype(row["datatype"])).reshape(row["shape"])
 
 
 def _raise_for(response: httpx.Response) -> None:

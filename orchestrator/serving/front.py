@@ -150,6 +150,6 @@ def _type_allowed(content_type: bytes) -> bool:
 
 def _generation(route: EndpointRoute, version: str) -> int:
     if not (version.isascii() and version.isdigit() and len(version) < 12 and int(version) in route.lanes):
-        text = f"Request for unknown model: {route.name!r} version {unquote(version)[:40]!r} is not found"
+        text = f"Request for unknown model: {route.name!r} version {unquote(version)[:40]} is not found"
         raise RequestError(text, status=404, kind="not_found")
     return int(version)

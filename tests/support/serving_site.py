@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -86,28 +88,6 @@ def slow_bundle(folder: Path, size: int = 420) -> tuple[Digest, Path]:
     )
     x = np.arange(12, dtype=np.float32).reshape(3, 4)
     return write_bundle(folder, model, {"input/x": x, "output/y": x})
-
-
-def mixed_bundle(folder: Path) -> tuple[Digest, Path]:
-    """Identity over many types, and a Gather that refuses indices beyond 3. All [batch, …]."""
-    kinds = {
-        "flag": (TensorProto.BOOL, np.bool_),
-        "u64": (TensorProto.UINT64, np.uint64),
-        "i8": (TensorProto.INT8, np.int8),
-        "half": (TensorProto.FLOAT16, np.float16),
-        "text": (TensorProto.STRING, object),
-    }
-    nodes, inputs, outputs = [], [], []
-    for name, (kind, _) in kinds.items():
-        nodes.append(helper.make_node("Identity", [name], [f"{name}_out"]))
-        inputs.append(helper.make_tensor_value_info(name, kind, ["batch", 2]))
-        outputs.append(helper.make_tensor_value_info(f"{name}_out", kind, ["batch", 2]))
-    nodes.append(helper.make_node("Gather", ["row", "index"], ["picked"], axis=0))
-    inputs.append(helper.make_tensor_value_info("index", TensorProto.INT64, ["batch"]))
-    outputs.append(helper.make_tensor_value_info("picked", TensorProto.FLOAT, ["batch"]))
-    row = helper.make_tensor("row", TensorProto.FLOAT, [4], [0.0, 10.0, 20.0, 30.0])
-    model = _model(nodes, inputs, outputs, [row])
-    return write_bundle(folder, model, {"input/none": np.zeros(1), "output/none": np.zeros(1)})
 
 
 def gather_bundle(folder: Path) -> tuple[Digest, Path]:
@@ -257,3 +237,46 @@ class ServingSite:
         for socket in self.short.glob("*"):
             socket.unlink()
         self.short.rmdir()
+
+
+class Load:
+    """Closed-loop clients, each with its own connection, from start to `stop()`; every answer is kept.
+
+    Attributes:
+        answers: (generation, the factor that the answer shows) of every success.
+        failures: (status, body) of every other answer, and (0, text) of broken connections.
+    """
+
+    def __init__(self, url: str, endpoint: str, clients: int = 4) -> None:
+        self.answers: list[tuple[int, float]] = []
+        self.failures: list[tuple[int, str]] = []
+        self._address = url.removeprefix("http://")
+        self._path = f"/v2/models/{endpoint}/infer"
+        self._stopping = threading.Event()
+        self._threads = [threading.Thread(target=self._run) for _ in range(clients)]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self) -> None:
+        connection = http.client.HTTPConnection(self._address, timeout=20)
+        body = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 1, 1, 1]}]})
+        while not self._stopping.is_set():
+            try:
+                connection.request("POST", self._path, body, {"content-type": "application/json"})
+                response = connection.getresponse()
+                text = response.read()
+            except (OSError, http.client.HTTPException) as error:
+                self.failures.append((0, repr(error)))
+                connection.close()
+                time.sleep(0.02)
+                continue
+            if response.status == 200:
+                answer = json.loads(text)
+                self.answers.append((int(answer["model_version"]), answer["outputs"][0]["data"][0]))
+            else:
+                self.failures.append((response.status, text.decode()))
+
+    def stop(self) -> None:
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join(30)

@@ -1,0 +1,132 @@
+"""The routing table: what is refused, how it is fenced, and how exactly it splits."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.core.errors import Conflict, ServingError
+from orchestrator.serving.table import EMPTY, RoutingTable, Splitter
+
+DIGEST = "sha256:" + "a" * 64
+OTHER = "sha256:" + "b" * 64
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    return {
+        "generation": 1,
+        "bundle": DIGEST,
+        "path": "/bundles/a",
+        "runtime": "onnx-cpu",
+        "weight": 100,
+        "state": "live",
+        "device": "cpu (rehearsal)",
+        **changes,
+    }
+
+
+def table(version: int = 1, *rows: dict[str, Any]) -> dict[str, Any]:
+    return {"version": version, "endpoints": {"digits": {"pool": "edge", "generations": list(rows) or [row()]}}}
+
+
+def test_round_trip() -> None:
+    data = table(7, row(weight=90), row(generation=2, bundle=OTHER, path="/b", weight=10, state="staged"))
+    parsed = RoutingTable.from_json(data)
+    assert parsed.to_json() == data
+    assert RoutingTable.from_json(parsed.to_json()) == parsed
+    assert RoutingTable.from_json(EMPTY.to_json()) == EMPTY
+
+
+def broken() -> list[tuple[str, Any]]:
+    base = table()
+    cases: list[tuple[str, Any]] = [("no object", []), ("none", None), ("missing", {"version": 1})]
+    cases.append(("extra key", {**base, "x": 1}))
+    cases.extend((f"version {v!r}", {**base, "version": v}) for v in (-1, 1.5, "1", True, None, 2**63))
+    for name in ("Digits", "", "a/b", "a\r\nb", "x" * 65):
+        cases.append((f"name {name!r}", {"version": 1, "endpoints": {name: base["endpoints"]["digits"]}}))
+    changes = [
+        {"generation": 0},
+        {"generation": "1"},
+        {"bundle": "sha256:zz"},
+        {"bundle": 1},
+        {"path": "rel"},
+        {"path": ""},
+        {"runtime": ""},
+        {"weight": 101},
+        {"weight": -1},
+        {"weight": 50},
+        {"weight": 99.5},
+        {"state": "dead"},
+        {"state": "draining"},
+        {"device": "a\nb"},
+        {"surplus": 1},
+    ]
+    cases.extend((str(change), table(1, row(**change))) for change in changes)
+    cases.append(("twice", table(1, row(weight=50), row(weight=50))))
+    cases.append(("bundle with two paths", table(1, row(weight=50), row(generation=2, weight=50, path="/other"))))
+    return cases
+
+
+@pytest.mark.parametrize("data", [case[1] for case in broken()], ids=[case[0] for case in broken()])
+def test_bad_tables_are_refused(data: Any) -> None:
+    with pytest.raises(ServingError):
+        RoutingTable.from_json(data)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+        lambda x: (
+            st.lists(x, max_size=3)
+            | st.dictionaries(st.sampled_from(["version", "endpoints", "digits", "pool", "generations", "weight"]), x)
+        ),
+        max_leaves=15,
+    )
+)
+def test_anything_is_a_table_or_a_typed_error(data: Any) -> None:
+    before = copy.deepcopy(data)
+    try:
+        RoutingTable.from_json(data)
+    except ServingError:
+        pass
+    assert data == before
+
+
+def test_fencing() -> None:
+    five = RoutingTable.from_json(table(5))
+    assert five.replace(RoutingTable.from_json(table(5))) == five
+    assert five.replace(RoutingTable.from_json(table(9))).version == 9
+    with pytest.raises(Conflict, match="older than 5"):
+        five.replace(RoutingTable.from_json(table(4)))
+    with pytest.raises(Conflict, match="another content"):
+        five.replace(RoutingTable.from_json(table(5, row(state="staged"))))
+
+
+def test_placements_are_one_per_bundle_of_the_pool() -> None:
+    again = table(1, row(weight=0), row(generation=2, bundle=OTHER, path="/b", weight=0), row(generation=3))
+    parsed = RoutingTable.from_json(again)
+    assert [(e.name, g.bundle) for e, g in parsed.placements("edge")] == [("digits", DIGEST), ("digits", OTHER)]
+    assert list(parsed.placements("core")) == []
+
+
+@given(st.integers(0, 100), st.text(max_size=8), st.integers(1, 5))
+def test_the_split_is_exact_in_every_block(weight: int, seed: str, blocks: int) -> None:
+    splitter = Splitter({1: 100 - weight, 2: weight}, seed)
+    for _ in range(blocks):
+        found = Counter(splitter.next() for _ in range(100))
+        assert found[2] == weight
+        assert found[1] == 100 - weight
+
+
+def test_the_split_is_mixed_repeatable_and_may_be_empty() -> None:
+    one, two = Splitter({1: 50, 2: 50}, "s"), Splitter({1: 50, 2: 50}, "s")
+    order = [one.next() for _ in range(200)]
+    assert order == [two.next() for _ in range(200)]
+    assert order[:100] != order[100:]
+    assert len({tuple(order[i : i + 10]) for i in range(0, 100, 10)}) > 1
+    assert Splitter({}, "s").next() is None
