@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
+from orchestrator.bundle.build import CARD_FILE, REQUIRED_FILES
 from orchestrator.bundle.layout import (
     CODE,
     DATASET,
@@ -33,7 +34,6 @@ from orchestrator.bundle.layout import (
     strict_json,
 )  # fmt: skip
 from orchestrator.bundle.names import BUNDLE_MANIFEST, check_file_names
-from orchestrator.bundle.oci import CARD_FILE, REQUIRED_FILES
 from orchestrator.core import faults
 from orchestrator.core.digests import hex_of, is_digest, sha256_bytes, sha256_file
 from orchestrator.core.errors import IntegrityError, StoreError

@@ -20,9 +20,16 @@ from hypothesis import strategies as st
 from orchestrator.bundle import layout as layout_module
 from orchestrator.bundle.golden import read_golden, write_golden
 from orchestrator.bundle.layout import BundleLimits
-from orchestrator.bundle.oci import BundleParts, build_layout
+from orchestrator.bundle.oci import (
+    BundleParts,
+    build_layout,
+    bundle_digest,
+    open_unpacked,
+    read_bundle,
+    read_card,
+    unpack,
+)
 from orchestrator.bundle.store import Store
-from orchestrator.bundle.unpack import bundle_digest, open_unpacked, read_bundle, read_card, unpack
 from orchestrator.core.digests import canonical_json, sha256_bytes
 from orchestrator.core.errors import GateError, IntegrityError, StoreError
 
