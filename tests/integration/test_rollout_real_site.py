@@ -18,7 +18,7 @@ from orchestrator.ledger import Ledger, Owner
 from orchestrator.rollout.deploy import deploy
 from orchestrator.rollout.endpoints import list_endpoints
 from orchestrator.rollout.request import Deployed, DeployRequest
-from orchestrator.rollout.router_site import RouterSite
+from orchestrator.rollout.site import RouterSite
 
 Bundle = tuple[str, Path]
 
