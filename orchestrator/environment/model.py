@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr
+from pydantic import AfterValidator, Field, PrivateAttr
 from pydantic_core import PydanticCustomError
 
 from orchestrator.core.redact import redact_url
@@ -43,12 +43,6 @@ def _under_state(value: str) -> str:
     path = Path(value)
     if path.is_absolute() or ".." in path.parts or "://" in value:
         raise _wrong(f"{value!r} is not a folder under `state`")
-    return value
-
-
-def _not_null(value: object) -> object:
-    if value is None:
-        raise _wrong("is empty; leave the field out, or give its fields")
     return value
 
 
@@ -106,11 +100,11 @@ class Environment(Model):
     store: Annotated[FilePath, AfterValidator(_under_state)] = Field(
         "store", description="Folder of the artifact store, under state."
     )
-    tracking: Annotated[Tracking, BeforeValidator(_not_null)] = Field(Tracking(), description="MLflow.")  # pyright: ignore[reportCallIssue]
-    ledger: Annotated[LedgerSettings, BeforeValidator(_not_null)] = Field(LedgerSettings(), description="The ledger.")  # pyright: ignore[reportCallIssue]
+    tracking: Tracking = Field(Tracking(), description="MLflow.")  # pyright: ignore[reportCallIssue]
+    ledger: LedgerSettings = Field(LedgerSettings(), description="The ledger.")  # pyright: ignore[reportCallIssue]
     sites: dict[Name, Site] = Field(description="Sites by name; the first one trains.", min_length=1)
     pools: dict[Name, Pool] = Field({}, description="Pools by name.")
-    tools: Annotated[Tools, BeforeValidator(_not_null)] = Field(Tools(), description="Tools by name.")  # pyright: ignore[reportCallIssue]
+    tools: Tools = Field(Tools(), description="Tools by name.")  # pyright: ignore[reportCallIssue]
 
     _base: Path = PrivateAttr(default_factory=Path.cwd)
 

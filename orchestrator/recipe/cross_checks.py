@@ -94,14 +94,13 @@ def _parts(recipe: Recipe) -> Iterator[Finding]:
         yield ("source",), "`train` and `source` exclude each other; keep one"
         return
     produces = recipe.train is not None or recipe.source is not None
-    if not produces:
-        for name in ("evaluate", "rollout", "targets", "samples"):
-            if getattr(recipe, name):
-                yield (name,), "needs a model to work on: add `train` or `source`"
+    idle = [] if produces else [name for name in ("evaluate", "rollout", "targets", "samples") if getattr(recipe, name)]
+    for name in idle:
+        yield (name,), "needs a model to work on: add `train` or `source`"
     section = "train" if recipe.train is not None else "source"
     if produces and recipe.model is None and not (recipe.source is not None and recipe.source.is_graph):
         yield (section,), "needs `model` (factory, inputs, outputs) beside it"
-    if not (produces or recipe.steps):
+    if not (produces or recipe.steps or idle):
         yield (), "there is nothing to do: add `train`, `source` or `steps`"
 
 

@@ -107,15 +107,17 @@ def _path(value: str) -> str:
 
 def _dim(value: object) -> int | str:
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise _wrong(f"a dimension is a positive whole number or a name, not {show(value)}")
+        raise _wrong(f"a size is a positive whole number or a name, not {show(value)}")
     if isinstance(value, str):
         return _word(value)
     return _positive(value)
 
 
 def _positive(value: int) -> int:
-    if not 1 <= value <= _LARGEST_DIM:
-        raise _wrong(f"a dimension must be 1 to {_LARGEST_DIM}, not {value}; name it (e.g. batch) when it varies")
+    if value < 1:
+        raise _wrong(f"a size must be at least 1, not {value}; one that varies has a name, e.g. batch")
+    if value > _LARGEST_DIM:
+        raise _wrong(f"a size must be at most {_LARGEST_DIM}, not {value}")
     return value
 
 

@@ -56,14 +56,14 @@ def load_recipe(path: Path, *, set_: Sequence[str] = ()) -> LoadedRecipe:
         RecipeError: Anything wrong with it; `place` is `file:line:column` and `details["problems"]` lists all.
     """
     document = apply_overrides(read_document(path, RecipeError), set_, RecipeError)
-    document, notes, problems = fill(document)
-    unfilled = {problem.path for problem in problems}
-    recipe, found = check(document, Recipe, notes)
-    problems += [problem for problem in found if problem.path not in unfilled]
+    filled = fill(document)
+    document, problems = filled.document, filled.problems
+    recipe, found = check(document, Recipe, filled.notes)
+    problems += [problem for problem in found if problem.path not in filled.unfilled]
     folder = path.absolute().parent
     if recipe is not None:
         placed = [document.problem(loc, message) for loc, message in cross_check(recipe, folder)]
-        problems += [problem for problem in placed if problem.path not in unfilled]
+        problems += [problem for problem in placed if problem.path not in filled.unfilled]
     if problems:
         raise_problems(problems, RecipeError)
     if recipe is None:

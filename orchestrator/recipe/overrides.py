@@ -34,11 +34,17 @@ class _Override:
     def __init__(self, document: Document, text: str, family: type[OrchestratorError]) -> None:
         self._document, self._family = document, family
         self._path, equals, self._raw = text.partition("=")
-        self._origin = redact_text(f"--set {text}")
+        self._origin = redact_text(f"--set {text}").encode("utf-8", "backslashreplace").decode()
         self._new_at: Loc = ()
         if not equals or not all(self._path.split(".")):
             self._fail("write it as path=value, e.g. params.epochs=3")
-        self._value = parse_value(self._raw, self._origin, family)
+        try:
+            text.encode()
+            self._value = parse_value(self._raw, self._origin, family)
+        except UnicodeEncodeError:
+            self._fail("the text is not UTF-8")
+        except family as error:
+            self._fail(error.message)
 
     def applied(self) -> Document:
         value = self._within(self._document.value, self._path.split("."), ())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final, cast
 
 from orchestrator.recipe.problems import Loc, Problem, did_you_mean, dotted, show
@@ -19,16 +19,28 @@ _PARAM: Final = re.compile(r"\s*params\.([A-Za-z_][A-Za-z0-9_]*)\s*")
 _MARK: Final = "${{"
 
 
-def fill(document: Document) -> tuple[Document, dict[Loc, str], list[Problem]]:
-    """Put parameters in their places.
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """A document with its parameters in place.
 
-    Returns:
-        The filled document (same positions), path -> note on where its value came from, and the problems; a value with
-        a problem is left as it was.
+    Attributes:
+        document: Same positions as before.
+        notes: Path -> where its value came from.
+        problems: What could not be filled in.
+        unfilled: Paths, dotted, of values left as they were; what is said about them later is an echo.
     """
+
+    document: Document
+    notes: dict[Loc, str]
+    problems: list[Problem]
+    unfilled: set[str]
+
+
+def fill(document: Document) -> Filled:
+    """Put parameters in their places. Parameters that are not single values are left to the schema to complain about."""
     filler = _Filler(document)
-    value = filler.value(document.value, ())
-    return replace(document, value=cast("dict[str, Value]", value)), filler.notes, filler.problems
+    value = cast("dict[str, Value]", filler.value(document.value, ()))
+    return Filled(replace(document, value=value), filler.notes, filler.problems, filler.unfilled)
 
 
 def as_text(value: Scalar) -> str:
@@ -44,9 +56,11 @@ class _Filler:
     def __init__(self, document: Document) -> None:
         params = document.value.get("params")
         self._params: Mapping[str, Value] = params if isinstance(params, dict) else {}
+        self._malformed = params is not None and not isinstance(params, dict)
         self._document = document
         self.notes: dict[Loc, str] = {}
         self.problems: list[Problem] = []
+        self.unfilled: set[str] = set()
 
     def value(self, value: Value, loc: Loc) -> Value:
         if isinstance(value, dict):
@@ -75,6 +89,7 @@ class _Filler:
                 continue
             found = self._param(match, text, loc)
             if found is None:
+                self.unfilled.add(dotted(loc))
                 return text
             names.append(found)
             whole = match[0]
@@ -98,11 +113,11 @@ class _Filler:
             message = f"only `${{{{ params.NAME }}}}` is understood, not {show(inside.strip())}"
             return self._wrong(match, text, loc, message)
         name = named[1]
+        if self._malformed or isinstance(self._params.get(name), dict | tuple):
+            return None
         if name not in self._params:
             message = f"there is no parameter `{name}`{did_you_mean(name, self._params)}"
             return self._wrong(match, text, loc, message)
-        if isinstance(self._params[name], dict | tuple):
-            return self._wrong(match, text, loc, f"params.{name} is not a single value")
         return name
 
     def _wrong(self, match: re.Match[str], text: str, loc: Loc, message: str) -> None:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from orchestrator.recipe.problems import Loc, Problem, did_you_mean, nearest, show
+from orchestrator.recipe.scalars import plain_scalar
 from orchestrator.recipe.yaml_text import Document, Value
 
 M = TypeVar("M", bound=BaseModel)
@@ -18,6 +19,7 @@ M = TypeVar("M", bound=BaseModel)
 _MAPPINGS: Final = {"model_type", "dict_type", "model_attributes_type"}
 _LISTS: Final = {"tuple_type", "list_type"}
 _WHOLE: Final = {"int_type", "int_from_float", "int_parsing", "int_parsing_size"}
+_NUMBERS: Final = {*_WHOLE, "float_type"}
 
 
 def check(document: Document, model: type[M], notes: Mapping[Loc, str]) -> tuple[M | None, list[Problem]]:
@@ -62,7 +64,7 @@ def _without_echoes(details: list[ErrorDetails], model: type[BaseModel]) -> list
 def _problem(document: Document, model: type[BaseModel], detail: ErrorDetails, notes: Mapping[Loc, str]) -> Problem:
     loc = detail["loc"]
     at_key = detail["type"] == "extra_forbidden"
-    if loc and loc[-1] == "[key]":
+    if not at_key and loc and loc[-1] == "[key]":  # pydantic's way to say that a key, not its value, is wrong
         loc, at_key = loc[:-1], True
     message = _message(document, model, detail, loc)
     note = notes.get(loc)
@@ -83,6 +85,8 @@ def _message(document: Document, model: type[BaseModel], detail: ErrorDetails, l
         raw = document.raw(loc)
         quotes = f'; put it in quotes: "{raw}"' if isinstance(value, int | float) and raw else ""
         return f"must be text, not {show(value)}{quotes}"
+    if isinstance(value, str) and document.raw(loc)[:1] in ("'", '"') and _is_number(value) and kind in _NUMBERS:
+        return f"must be a number, not the text {show(value)}; leave out the quotes"
     for kinds, what in ((_MAPPINGS, "a mapping"), (_LISTS, "a list"), (_WHOLE, "a whole number")):
         if kind in kinds:
             return f"must be {what}, not {show(value)}"
@@ -137,6 +141,13 @@ def _bare(kind: Any) -> Any:
     if origin in (typing.Union, types.UnionType):
         return _bare(next(each for each in typing.get_args(kind) if each is not type(None)))
     return kind
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return isinstance(plain_scalar(text), int | float)
+    except ValueError:
+        return False
 
 
 def _is_model(kind: Any) -> bool:

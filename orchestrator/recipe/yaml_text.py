@@ -23,6 +23,7 @@ from orchestrator.recipe.scalars import Scalar, plain_scalar
 
 LARGEST_BYTES: Final = 1 << 20
 DEEPEST: Final = 50
+MOST_VALUES: Final = 20_000
 
 Value = Scalar | tuple["Value", ...] | dict[str, "Value"]
 """What a document holds; sequences are tuples, so that nothing downstream can change them."""
@@ -68,7 +69,8 @@ class Document:
                 return 0, 0, self.overrides[part]
             span = self.spans.get(part)
             if span is not None:
-                at_key = key or size < len(path)
+                # A block collection and an empty value have no characters of their own: the eye looks for the key.
+                at_key = key or size < len(path) or span.start == span.end
                 line, column = (span.key_line, span.key_column) if at_key else (span.line, span.column)
                 return line, column, f"{self.name}:{line}:{column}"
         return 1, 1, f"{self.name}:1:1"
@@ -94,7 +96,7 @@ def read_document(path: Path, family: type[OrchestratorError]) -> Document:
     Raises:
         OrchestratorError: Of `family`: unreadable, over 1 MiB, not UTF-8, not YAML of our subset, or not a mapping.
     """
-    name = str(path)
+    name = str(path).encode("utf-8", "backslashreplace").decode()
     try:
         with path.open("rb") as file:
             data = file.read(LARGEST_BYTES + 1)
@@ -126,11 +128,10 @@ def parse_bytes(data: bytes, name: str, family: type[OrchestratorError]) -> Docu
 
 
 def parse_value(text: str, name: str, family: type[OrchestratorError]) -> Value:
-    """Parse the value of an override, by the same rules as a file."""
+    """Parse one value that is not in a file, by the same rules; see `read_document`."""
     value, _, problems = _Builder(text, name, family).build()
     if problems:
-        first = problems[0]
-        raise_problems([Problem(0, 0, name, first.path, first.message)], family)
+        raise_problems(problems, family)
     return value
 
 
@@ -191,6 +192,8 @@ class _Builder:
 
     def _value(self, event: ev.Event, events: Iterator[ev.Event], path: Loc, key: ev.Event) -> Value:
         self._refuse(event)
+        if len(self.spans) >= MOST_VALUES:
+            self._fail(event, f"more than {MOST_VALUES} values; keep data out of the file")
         if isinstance(event, ev.ScalarEvent):
             self._remember(path, key, event)
             return self._scalar(event, path)
@@ -251,7 +254,8 @@ class _Builder:
         if getattr(event, "anchor", None) is not None:
             self._fail(event, f"anchors (&{getattr(event, 'anchor', '')}) are not allowed; write the value out")
         if getattr(event, "tag", None) is not None:
-            self._fail(event, f"tags ({str(getattr(event, 'tag', ''))[:60]}) are not allowed")
+            tag = str(getattr(event, "tag", "")).replace("tag:yaml.org,2002:", "!!")[:60]
+            self._fail(event, f"tags ({tag}) are not allowed")
 
     def _remember(self, path: Loc, key: ev.Event, event: ev.Event) -> None:
         at_key, begin, stop = key.start_mark, event.start_mark, event.end_mark
