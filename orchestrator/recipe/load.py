@@ -62,7 +62,8 @@ def load_recipe(path: Path, *, set_: Sequence[str] = ()) -> LoadedRecipe:
     problems += [problem for problem in found if problem.path not in filled.unfilled]
     folder = path.absolute().parent
     if recipe is not None:
-        placed = [document.problem(loc, message) for loc, message in cross_check(recipe, folder)]
+        # What is said of the whole recipe ("nothing to do") follows from a misspelt section, where there is one.
+        placed = [document.problem(loc, message) for loc, message in cross_check(recipe, folder) if loc or not problems]
         problems += [problem for problem in placed if problem.path not in filled.unfilled]
     if problems:
         raise_problems(problems, RecipeError)

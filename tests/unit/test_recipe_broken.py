@@ -154,3 +154,9 @@ def test_a_secret_in_a_value_is_masked(folder: Path) -> None:
         assert "example.com" in str(error)
         assert "hunter22" not in str(error.to_json())
         assert "abcdef123" not in str(error.to_json())
+
+
+def test_a_misspelt_section_is_not_also_nothing_to_do(folder: Path) -> None:
+    (folder / "recipe.yaml").write_text("recipe: 1\nname: digits\ntrian: {}\n")
+    error = the_error(folder / "recipe.yaml")
+    assert render_problems(error) == f"{folder}/recipe.yaml:3:1: trian: unknown field (did you mean `train`?)"
