@@ -9,8 +9,8 @@ from urllib.parse import parse_qs
 import orjson
 
 from orchestrator.core.errors import Conflict, ServingError
+from orchestrator.serving.exchange import TEXT, Exchange
 from orchestrator.serving.front import allowed
-from orchestrator.serving.http import TEXT, Exchange
 from orchestrator.serving.table import RoutingTable
 
 if TYPE_CHECKING:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from orchestrator.serving.answer import split_rows
-from orchestrator.serving.link import Kind, encode_tensors
+from orchestrator.serving.link import MAX_BODY_BYTES, Kind, encode_tensors
 from orchestrator.serving.runtimes.api import ExecutionFailed, InputRejected, Session
 from orchestrator.serving.signature import Signature
 from orchestrator.serving.tensors import ITEM_BYTES, Buffer, Tensor, count
 
 Status = dict[str, str] | None
+_MARGIN_BYTES: Final = 1 << 16
+"""For the gaps between tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,9 @@ def execute(session: Session, work: Work) -> list[Buffer]:
             statuses, parts = [_status(error)], []
         else:
             statuses, parts = _one_by_one(session, work)
+    if sum(len(tensor.data) for part in parts for tensor in part) > MAX_BODY_BYTES - _MARGIN_BYTES:
+        text = f"the outputs are over {MAX_BODY_BYTES} bytes, more than the link carries"
+        statuses, parts = [_status(ExecutionFailed(text)) for _ in work.rows], []
     compute_us = (time.perf_counter_ns() - begun) // 1000
     tensors = [
         (same[0].name, same[0].datatype, _shape(same), [tensor.data for tensor in same])

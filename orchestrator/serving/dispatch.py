@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Final
 
-from orchestrator.serving.answer import split_rows, write_answer
+from orchestrator.serving.answer import write_answer
 from orchestrator.serving.errors import RequestError
-from orchestrator.serving.http import JSON, OCTETS
+from orchestrator.serving.exchange import JSON, OCTETS
+from orchestrator.serving.framing import encode_batch, pieces_of
 from orchestrator.serving.lanes import Batch, Lane, Replica, Request
-from orchestrator.serving.link import Frame, Kind, LinkError, decode_tensors, encode, encode_tensors
+from orchestrator.serving.link import Frame, Kind, LinkError, decode_tensors, encode
 from orchestrator.serving.record import Recorder
-from orchestrator.serving.tensors import Buffer, Tensor
-from orchestrator.serving.wire import Statuses, read_statuses
+from orchestrator.serving.tensors import Tensor
+from orchestrator.serving.wire import read_statuses
 
 MAX_BATCH_BYTES: Final = 64 << 20
 """Requests are joined up to this size; a single larger one goes alone."""
@@ -111,7 +111,7 @@ class Dispatcher:
         replica.batches[batch.number] = batch
         replica.credits -= 1
         lane.in_flight += len(requests)
-        replica.send(_encode_batch(batch, replica.signature.max_batch > 1))
+        replica.send(encode_batch(batch, replica.signature.max_batch > 1))
 
     def _take(self, lane: Lane, max_batch: int, now: float) -> list[Request]:
         """Take the head of the queue and all that may run with it; clients that have gone are dropped on the way."""
@@ -151,7 +151,7 @@ class Dispatcher:
             raise LinkError(f"reply to unknown batch {frame.id}")
         statuses = read_statuses(frame, len(batch.requests))
         outputs = decode_tensors(frame, "outputs")
-        pieces = _pieces(replica, batch, statuses, outputs)
+        pieces = pieces_of(replica, batch, statuses, outputs)
         del replica.batches[frame.id]
         replica.credits += statuses.credit
         rows = sum(batch.rows)
@@ -294,29 +294,3 @@ def _free_credits(replica: Replica) -> int:
 
 def _head_arrived(lane: Lane) -> float:
     return lane.queue[0].arrived
-
-
-def _encode_batch(batch: Batch, batches: bool) -> list[Buffer]:
-    first = batch.requests[0].fitted
-    total = sum(batch.rows)
-    tensors: list[tuple[str, str, tuple[int, ...], list[Buffer]]] = []
-    for place, tensor in enumerate(first.inputs):
-        shape = (total, *tensor.shape[1:]) if batches else tensor.shape
-        pieces = [request.fitted.inputs[place].data for request in batch.requests]
-        tensors.append((tensor.name, tensor.datatype, shape, pieces))
-    return encode_tensors(Kind.BATCH, {"rows": batch.rows}, "inputs", tensors, number=batch.number)
-
-
-def _pieces(replica: Replica, batch: Batch, statuses: Statuses, outputs: list[Tensor]) -> Iterator[list[Tensor]]:
-    rows = [row for row, error in zip(batch.rows, statuses.errors, strict=True) if error is None]
-    if not rows:
-        return iter(())
-    expected = [(spec.name, spec.datatype) for spec in replica.signature.outputs]
-    if [(tensor.name, tensor.datatype) for tensor in outputs] != expected:
-        raise LinkError(f"outputs {[tensor.name for tensor in outputs]} are not those that were registered")
-    if replica.signature.max_batch == 1:
-        return iter([outputs])
-    try:
-        return iter(split_rows(outputs, rows))
-    except ValueError as error:
-        raise LinkError(str(error)) from error

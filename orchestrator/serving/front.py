@@ -12,7 +12,7 @@ import orjson
 from orchestrator import __version__
 from orchestrator.serving.dispatch import Dispatcher, retry_after
 from orchestrator.serving.errors import RequestError
-from orchestrator.serving.http import Exchange
+from orchestrator.serving.exchange import Exchange
 from orchestrator.serving.lanes import Lane, Request
 from orchestrator.serving.oip import parse_request
 from orchestrator.serving.record import Recorder

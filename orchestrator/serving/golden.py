@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file  # pyright: ignore[reportUnknownVariableType] - its PathLike has no parameter
 
 from orchestrator.core.errors import DeviceError, IntegrityError, ServingError
+from orchestrator.serving.link import MAX_BODY_BYTES
 from orchestrator.serving.runtimes.api import Session
 from orchestrator.serving.tensors import Tensor, TensorSpec, from_array
 
@@ -21,6 +22,7 @@ _RTOL: Final = 1e-3
 _ATOL: Final = 1e-4
 _MAX_SAMPLES: Final = 8
 """Enough to notice a wrong device or a wrong file, few enough to start quickly; the parity step looks at all of them."""
+_MAX_REPLY_BYTES: Final = MAX_BODY_BYTES // 2
 
 Arrays = Mapping[str, npt.NDArray[np.generic]]
 
@@ -70,16 +72,18 @@ def _number(values: Mapping[str, object], name: str, default: float) -> float:
 def self_check(session: Session, golden: Golden) -> int:
     """Run golden samples one by one and, where the model batches, together; returns the batch size that is safe.
 
-    A model whose rows change when they run together (it mixes along axis 0) is served without batching: 1.
+    A model with large outputs gets the batch whose reply the link can carry. A model whose rows change when they run together (it mixes along axis 0) is served without batching: 1.
 
     Raises:
         ServingError: The inputs or outputs have other names than the model's.
         DeviceError: A value is not finite or is out of tolerance.
     """
     _check_names(session, golden)
+    largest = 1
     count = min(golden.samples, _MAX_SAMPLES)
     for sample in range(count):
         found = _run(session, [_one(spec, golden.inputs[spec.name], sample) for spec in session.inputs])
+        largest = max(largest, sum(len(tensor.data) for tensor in found))
         for spec, tensor in zip(session.outputs, found, strict=True):
             wanted = golden.outputs[spec.name][sample]
             problem = _compare(tensor, wanted.reshape(tensor.shape) if wanted.size == _size(tensor) else wanted, golden)
@@ -88,12 +92,13 @@ def self_check(session: Session, golden: Golden) -> int:
                     f"self-check of sample {sample}: output {spec.name!r} {problem}",
                     hint="the device, its driver or the bundle is broken; do not serve from it",
                 )
-    if session.max_batch == 1 or count < 2:
-        return session.max_batch
-    rows = min(count, session.max_batch)
+    max_batch = max(1, min(session.max_batch, _MAX_REPLY_BYTES // largest))
+    rows = min(count, max_batch)
+    if rows < 2:
+        return max_batch
     together = _run(session, [from_array(spec.name, golden.inputs[spec.name][:rows]) for spec in session.inputs])
     fits = all(not _compare(t, golden.outputs[t.name][:rows], golden) for t in together)
-    return session.max_batch if fits else 1
+    return max_batch if fits else 1
 
 
 def _check_names(session: Session, golden: Golden) -> None:

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+from orchestrator.serving.exchange import Exchange
 from orchestrator.serving.signature import Fitted, Signature
 from orchestrator.serving.table import Generation
 from orchestrator.serving.tensors import Buffer
-
-if TYPE_CHECKING:
-    from orchestrator.serving.http import Exchange
 
 
 @dataclass(slots=True, eq=False)

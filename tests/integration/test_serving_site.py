@@ -212,10 +212,10 @@ def test_fencing(site: ServingSite) -> None:
         site.admin.put_table({"version": table.version - 1, "endpoints": {}})
     with pytest.raises(Conflict, match="another content"):
         site.admin.put_table({"version": table.version, "endpoints": {}})
+    bad = table.to_json()
+    bad["version"] = table.version + 1
+    bad["endpoints"]["double"]["generations"][0]["weight"] = 90  # type: ignore[index]
     with pytest.raises(ServingError, match="weights sum to 90"):
-        bad = table.to_json()
-        bad["version"] = table.version + 1
-        bad["endpoints"]["double"]["generations"][0]["weight"] = 90  # type: ignore[index]
         site.admin.put_table(bad)
     assert site.admin.table() == table
 

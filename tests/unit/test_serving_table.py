@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections import Counter
 from typing import Any
@@ -47,8 +48,8 @@ def broken() -> list[tuple[str, Any]]:
     cases: list[tuple[str, Any]] = [("no object", []), ("none", None), ("missing", {"version": 1})]
     cases.append(("extra key", {**base, "x": 1}))
     cases.extend((f"version {v!r}", {**base, "version": v}) for v in (-1, 1.5, "1", True, None, 2**63))
-    for name in ("Digits", "", "a/b", "a\r\nb", "x" * 65):
-        cases.append((f"name {name!r}", {"version": 1, "endpoints": {name: base["endpoints"]["digits"]}}))
+    names = ("Digits", "", "a/b", "a\r\nb", "x" * 65)
+    cases.extend((f"name {n!r}", {"version": 1, "endpoints": {n: base["endpoints"]["digits"]}}) for n in names)
     changes = [
         {"generation": 0},
         {"generation": "1"},
@@ -90,10 +91,8 @@ def test_bad_tables_are_refused(data: Any) -> None:
 )
 def test_anything_is_a_table_or_a_typed_error(data: Any) -> None:
     before = copy.deepcopy(data)
-    try:
+    with contextlib.suppress(ServingError):
         RoutingTable.from_json(data)
-    except ServingError:
-        pass
     assert data == before
 
 

@@ -1,0 +1,90 @@
+"""One HTTP request and its one answer, apart from the bytes that carry them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+import orjson
+
+from orchestrator.serving.tensors import Buffer
+
+JSON: Final = b"application/json"
+OCTETS: Final = b"application/octet-stream"
+TEXT: Final = b"text/plain; version=0.0.4; charset=utf-8"
+
+_REASONS: Final = {
+    200: "OK",
+    400: "Bad Request",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    408: "Request Timeout",
+    409: "Conflict",
+    413: "Content Too Large",
+    415: "Unsupported Media Type",
+    417: "Expectation Failed",
+    429: "Too Many Requests",
+    431: "Request Header Fields Too Large",
+    499: "Client Closed Request",
+    500: "Internal Server Error",
+    503: "Service Unavailable",
+    504: "Gateway Timeout",
+}
+_STATUS_LINES: Final = {status: f"HTTP/1.1 {status} {text}\r\n".encode() for status, text in _REASONS.items()}
+
+
+class Channel(Protocol):
+    """What an exchange needs of its connection."""
+
+    lost: bool
+
+    def answered(self, exchange: Exchange, size: int) -> None:
+        """Called once, when the answer of `size` bytes is ready."""
+        ...
+
+
+class Exchange:
+    """One request and, later, its one answer. Answers leave in request order, whatever order they are given in."""
+
+    __slots__ = ("_answer", "_channel", "body", "done", "headers", "keep_alive", "method", "target")
+
+    def __init__(self, channel: Channel, method: bytes, target: bytes, headers: dict[bytes, bytes]) -> None:
+        self._channel = channel
+        self._answer: list[Buffer] | None = None
+        self.method = method
+        self.target = target
+        self.headers = headers
+        self.body: Buffer = b""
+        self.keep_alive = True
+        self.done = False
+
+    @property
+    def gone(self) -> bool:
+        """Whether the client has closed the connection."""
+        return self._channel.lost
+
+    def reply(self, status: int, body: Sequence[Buffer], content_type: bytes = JSON, extra: bytes = b"") -> None:
+        """Answer; a second answer is ignored. `extra` is whole header lines, each with its CRLF."""
+        if self.done:
+            return
+        self.done = True
+        size = sum(map(len, body))
+        end = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
+        head = b"%bcontent-type: %b\r\ncontent-length: %d\r\n%b%b" % (
+            _STATUS_LINES[status],
+            content_type,
+            size,
+            extra,
+            end,
+        )
+        self._answer = [head] if self.method == b"HEAD" else [head, *body]
+        self._channel.answered(self, size + len(head))
+
+    def fail(self, status: int, message: str, extra: bytes = b"") -> None:
+        """Answer with `{"error": message}`; the message is made one line of at most 600 characters."""
+        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message[:600])
+        self.reply(status, [orjson.dumps({"error": text.encode("utf-8", "replace").decode()})], JSON, extra)
+
+    def take_answer(self) -> list[Buffer] | None:
+        """Return the rendered answer, or None while there is none."""
+        return self._answer
