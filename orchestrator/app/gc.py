@@ -33,7 +33,7 @@ def collect(workplace: Workplace, keep_executions: int, older_than_s: float, *, 
     old = _old_folders(workplace.work, work, before) + _old_folders(workplace.bundles, bundles, before)
     items = [{"kind": path.parent.name, "name": path.name, "size_bytes": _size(path)} for path in old]
     store = workplace.store
-    removed = store.gc(digests, older_than_s) if remove else store.garbage(digests, older_than_s)
+    removed = store.gc(digests, older_than_s, remove=remove)
     items += [{"kind": item.kind, "name": item.name, "size_bytes": item.size_bytes} for item in removed]
     if remove:
         for path in old:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from orchestrator.app.wiring import Workplace
@@ -17,7 +17,7 @@ def bring_up(workplace: Workplace, site: str = "") -> dict[str, Any]:
     settings = workplace.site(site)
     up(settings)
     restore(workplace, site)
-    return describe(asdict(status(settings)))
+    return status(settings).to_json()
 
 
 def take_down(workplace: Workplace, site: str = "") -> str:
@@ -29,7 +29,7 @@ def take_down(workplace: Workplace, site: str = "") -> str:
 
 def site_status(workplace: Workplace, site: str = "") -> dict[str, Any]:
     """Return what runs."""
-    return describe(asdict(status(workplace.site(site))))
+    return status(workplace.site(site)).to_json()
 
 
 def restore(workplace: Workplace, site: str = "") -> None:
@@ -49,9 +49,4 @@ def connect(workplace: Workplace, site: str) -> RouterSite:
     found = status(workplace.site(site))
     if not found.router_url:
         raise Unreachable(f"site {found.name!r} is {found.state}", hint="orchestrate up")
-    return RouterSite.connect(found.name, found.router_url, found.router_admin)
-
-
-def describe(found: dict[str, Any]) -> dict[str, Any]:
-    """Return a status as JSON-ready values."""
-    return {key: str(value) if hasattr(value, "__fspath__") else value for key, value in found.items()}
+    return RouterSite.connect(found.name, found.router_url, Path(found.router_admin))

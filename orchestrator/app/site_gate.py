@@ -58,13 +58,14 @@ class BackgroundSite:
 
     def _bring_up(self, ray: bool, pool: bool) -> None:
         from orchestrator.app.serve_site import restore
-        from orchestrator.cluster.local import up
+        from orchestrator.cluster.local import driver_environment, up
 
         try:
             settings = self._workplace.site(self._site)
             if ray:
                 status = up(settings, wait_for=("ray",))
-                announce_site(self._site_file, status.ray_address, str(status.ray_token_path))
+                token_path = str(status.ray_token_path)
+                announce_site(self._site_file, status.ray_address, token_path, driver_environment(status))
             if pool:
                 up(settings)
                 restore(self._workplace, self._site)

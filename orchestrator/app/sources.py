@@ -13,8 +13,8 @@ from orchestrator.recipe import Recipe
 from orchestrator.recipe.source_files import source_files
 
 
-def source_digests(recipe: Recipe, folder: Path) -> Callable[[Sequence[str]], Mapping[str, str]]:
-    """Return a function from entry points to the digest of each file below `folder` that they can reach."""
+def source_digests(recipe: Recipe, folder: Path) -> Callable[[Sequence[str], Sequence[str]], Mapping[str, str]]:
+    """Return a function from entry points and a command to the digest of each file below `folder` they can reach."""
     digests: dict[Path, str] = {}
 
     def digest(path: Path) -> str:
@@ -22,8 +22,9 @@ def source_digests(recipe: Recipe, folder: Path) -> Callable[[Sequence[str]], Ma
             digests[path] = sha256_file(path)
         return digests[path]
 
-    def sources(entrypoints: Sequence[str]) -> Mapping[str, str]:
-        return {name: digest(path) for name, path in source_files(folder, entrypoints, recipe.files).items()}
+    def sources(entrypoints: Sequence[str], command: Sequence[str]) -> Mapping[str, str]:
+        files = source_files(folder, entrypoints, recipe.files, command=command)
+        return {name: digest(path) for name, path in files.items()}
 
     return sources
 

@@ -12,7 +12,7 @@ from orchestrator.core.files import private_folder
 from orchestrator.environment import Environment, load_environment
 
 if TYPE_CHECKING:
-    from orchestrator.cluster.settings import LocalSite
+    from orchestrator.cluster.local import LocalSite
     from orchestrator.ledger import Ledger
 
 
@@ -79,13 +79,18 @@ class Workplace:
         Raises:
             PlanError: The environment has no such site.
         """
-        from orchestrator.cluster.settings import local_site
+        from orchestrator.cluster.local import LocalPool, LocalSite
 
         sites = self.environment.sites
         name = name or next(iter(sites))
         if name not in sites:
             raise PlanError(f"the environment has no site {name!r}", hint=f"sites: {', '.join(sites)}")
-        return local_site(self.environment, name)
+        pools = {
+            pool_name: LocalPool(slots=pool.slots, rehearsal=pool.rehearsal, soc=pool.soc)
+            for pool_name, pool in self.environment.pools.items()
+            if pool.site == name
+        }
+        return LocalSite(name, self.state, pools)
 
 
 def open_workplace(path: Path | None) -> Workplace:

@@ -162,26 +162,29 @@ class Store:
         """Forget a result; nothing happens where there is none."""
         self._result(fingerprint).unlink(missing_ok=True)
 
-    def gc(self, keep: Collection[str], older_than_s: float) -> list[Removed]:
+    def gc(self, keep: Collection[str], older_than_s: float, *, remove: bool = True) -> list[Removed]:
         """Remove artifacts outside `keep`, results that name them, and temp garbage, each older than `older_than_s`.
 
+        With `remove=False` nothing is touched: the list says what would go.
         The age of an artifact counts from its last commit, so that a running execution loses nothing it just made.
         """
         before, kept, removed = time.time() - older_than_s, set(keep), list[Removed]()
         for folder in sorted((self.root / "artifacts").glob("??/*")):
             digest = f"sha256:{folder.name}"
             if digest not in kept and _age_mark(folder) <= before:
-                removed.append(Removed("artifact", digest, self._remove(folder)))
+                removed.append(Removed("artifact", digest, self._remove(folder) if remove else _size_bytes(folder)))
                 self._verified.discard(digest)
         gone = {item.name for item in removed}
         for path in sorted((self.root / "results").glob("*.json")):
             if gone & set(_DIGESTS_IN_TEXT.findall(path.read_text(errors="replace"))):
                 removed.append(Removed("result", f"sha256:{path.stem}", path.stat().st_size))
-                path.unlink(missing_ok=True)
+                if remove:
+                    path.unlink(missing_ok=True)
         for folder in sorted((self.root / "temp").glob("*")):
             if folder.lstat().st_mtime <= before:
                 removed.append(Removed("temp", folder.name, _size_bytes(folder)))
-                shutil.rmtree(folder, ignore_errors=True)
+                if remove:
+                    shutil.rmtree(folder, ignore_errors=True)
         return removed
 
     def _publish(self, stage: Path, manifest: Manifest) -> None:

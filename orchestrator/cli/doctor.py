@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import typer
 
-from orchestrator.cli.options import Environment, Json
+from orchestrator.cli.options import Environment, Json, new_app
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
+app = new_app()
 
 
 @app.command(epilog="Example:  orchestrate doctor --json")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import typer
+from orchestrator.cli.options import Environment, Json, new_app
 
-from orchestrator.cli.options import Environment, Json
-
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
+app = new_app()
 
 
 @app.command(epilog="Example:  orchestrate down")

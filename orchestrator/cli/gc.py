@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.options import Environment, Json
+from orchestrator.cli.options import Environment, Json, new_app
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
+app = new_app()
 
 
 @app.command(epilog="Examples:  orchestrate gc   |   orchestrate gc --keep-executions 3 --older-than 7d --remove")

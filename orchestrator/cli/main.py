@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator import __version__
-from orchestrator.core.errors import OrchestratorError, UsageError
+from orchestrator.core.errors import InternalError, OrchestratorError, UsageError
 
 if TYPE_CHECKING:
     from typer import Typer
@@ -73,14 +73,16 @@ def _run(args: list[str]) -> int:
         if verb not in _ALL:
             raise UsageError(f"there is no verb {verb!r}", hint=_suggestion(verb))
         code = _call(importlib.import_module(f"orchestrator.cli.{verb}").app, verb, rest)
-    except OrchestratorError as error:
-        return _report(error, as_json="--json" in rest)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
     except BrokenPipeError:
         sys.stderr.close()  # the reader (`| head`) has gone; there is nobody to tell
         return 0
+    except OrchestratorError as error:
+        return _report(error, as_json="--json" in rest)
+    except Exception as error:  # noqa: BLE001  one of the two top loops: a bug must not look like a gate's no (exit 1)
+        return _report(_bug(error), as_json="--json" in rest)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     return code if isinstance(code, int) else 0
 
 
@@ -98,6 +100,18 @@ def _suggestion(verb: str) -> str:
 
     close = get_close_matches(verb, _ALL, n=1)
     return f"did you mean `orchestrate {close[0]}`?" if close else "`orchestrate --help` lists the verbs"
+
+
+def _bug(error: Exception) -> InternalError:
+    import traceback
+
+    trace = "".join(traceback.format_exception(error))
+    print(trace, file=sys.stderr)
+    return InternalError(
+        f"{type(error).__name__}: {error}",
+        hint="this is a bug in orchestrator or a broken installation; please report it with the trace above",
+        details={"traceback": trace[-4000:]},
+    )
 
 
 def _report(error: OrchestratorError, *, as_json: bool) -> int:

@@ -7,6 +7,12 @@ from typing import Annotated
 
 import typer
 
+
+def new_app() -> typer.Typer:
+    """Return the shell of a verb: plain help, and errors go up to `main`."""
+    return typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
 Environment = Annotated[
     Path | None,
     typer.Option(

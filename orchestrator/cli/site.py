@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import typer
+from orchestrator.cli.options import Environment, Json, new_app
 
-from orchestrator.cli.options import Environment, Json
-
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
+app = new_app()
 
 
 @app.callback()

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestrator.cli.options import Environment, Json
+from orchestrator.cli.options import Environment, Json, new_app
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
+app = new_app()
 
 
 @app.command(epilog="Examples:  orchestrate status   |   orchestrate status xmiav0k3p7q2 --json")

@@ -28,8 +28,8 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
 
 
 def write_json(path: Path, value: object, *, mode: int = 0o644) -> None:
-    """Write `value` as indented JSON, atomically."""
-    write_atomic(path, (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode(), mode=mode)
+    """Write `value` as indented JSON, atomically; keys keep their order, which may mean something."""
+    write_atomic(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode(), mode=mode)
 
 
 def sync_folder(folder: Path) -> None:

@@ -10,8 +10,8 @@ from orchestrator.environment import Environment
 from orchestrator.plan.model import Draft, Input, Retries
 from orchestrator.recipe import Recipe
 
-SourceDigests = Callable[[Sequence[str]], Mapping[str, str]]
-"""Entry points (`module:function`) -> digest of each of the user's files that they can reach."""
+SourceDigests = Callable[[Sequence[str], Sequence[str]], Mapping[str, str]]
+"""Entry points (`module:function`), words of a command -> digest of each of the user's files that they can reach."""
 
 _PARITY_SAMPLES: Final = 64
 _GOLDEN_SAMPLES: Final = 16
@@ -80,7 +80,7 @@ class _Drafts:
             site=self._site,
             spec=spec,
             inputs=tuple(Input(need, need, "files") for need in step.needs),
-            sources=self._sources([step.entrypoint] if step.entrypoint else []),
+            sources=self._sources([step.entrypoint] if step.entrypoint else [], step.command or ()),
             data=self._data,
             retries=Retries(infra=1),
             timeout_s=step.timeout or 0.0,
@@ -105,6 +105,7 @@ class _Drafts:
             spec["entrypoint"] = train.entrypoint
         else:
             spec["command"] = train.command
+        entrypoints = [train.entrypoint] if train.entrypoint else []
         after = (*self._own, "preflight") if self._recipe.model is not None else self._own
         return Draft(
             name="train",
@@ -112,7 +113,7 @@ class _Drafts:
             site=self._site,
             spec=spec,
             after=after,
-            sources=self._sources([train.entrypoint] if train.entrypoint else []),
+            sources=self._sources([*self._factories(), *entrypoints], train.command or ()),
             data=self._data,
             retries=Retries(**train.retries.model_dump(mode="json")),
             timeout_s=train.timeout or 0.0,
@@ -206,7 +207,7 @@ class _Drafts:
             spec=spec,
             inputs=inputs,
             after=after,
-            sources=self._sources(entrypoints) if entrypoints else {},
+            sources=self._sources(entrypoints, ()) if entrypoints else {},
             data=self._data if kind in {"evaluate", "bundle", "parity"} else {},
             retries=Retries(infra=1),
             timeout_s=timeout_s,
@@ -216,6 +217,7 @@ class _Drafts:
         model = self._recipe.model
         return {
             "model": model.model_dump(mode="json") if model is not None else None,
+            "order": [*model.inputs, "->", *model.outputs] if model is not None else [],  # canonical JSON sorts keys
             "targets": [target.model_dump(mode="json") for target in self._recipe.targets],
         }
 

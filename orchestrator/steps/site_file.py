@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -13,9 +15,9 @@ from orchestrator.core.files import write_json
 _WAIT_S: Final = 180.0
 
 
-def announce_site(path: Path, ray_address: str, ray_token_path: str) -> None:
-    """Say that the cluster is up."""
-    write_json(path, {"ray_address": ray_address, "ray_token_path": ray_token_path})
+def announce_site(path: Path, ray_address: str, ray_token_path: str, environment: Mapping[str, str]) -> None:
+    """Say that the cluster is up, and what a process must have in its environment before it imports ray."""
+    write_json(path, {"ray_address": ray_address, "ray_token_path": ray_token_path, "environment": dict(environment)})
 
 
 def announce_failure(path: Path, error: OrchestratorError) -> None:
@@ -24,7 +26,7 @@ def announce_failure(path: Path, error: OrchestratorError) -> None:
 
 
 def wait_for_site(path: Path, *, wait_s: float = _WAIT_S) -> tuple[str, str]:
-    """Return (GCS address, path of the token file) as soon as they are known.
+    """Return (GCS address, path of the token file) as soon as they are known; our environment is then ready for ray.
 
     Raises:
         OrchestratorError: The site did not come up; the engine's own error.
@@ -42,4 +44,5 @@ def wait_for_site(path: Path, *, wait_s: float = _WAIT_S) -> tuple[str, str]:
     data = cast("dict[str, Any]", json.loads(path.read_bytes()))
     if "error" in data:
         raise error_from_json(data["error"])
+    os.environ.update(data["environment"])
     return str(data["ray_address"]), str(data["ray_token_path"])

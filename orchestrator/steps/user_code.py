@@ -14,6 +14,8 @@ from typing import Any, Final, cast
 from orchestrator.core.errors import OrchestratorError, UserCodeError
 
 _TAIL_CHARACTERS: Final = 4000
+_entered: set[Path] = set()
+"""Folder of the recipe whose code this process holds."""
 
 
 def load_entrypoint(entrypoint: str, recipe_dir: Path) -> Callable[..., Any]:
@@ -75,17 +77,34 @@ def _place(error: BaseException, trace: TracebackType | None, recipe_dir: Path) 
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno or 0}"
     frames = traceback.extract_tb(trace)
-    own = [frame for frame in frames if Path(frame.filename).is_relative_to(recipe_dir)]
+    own = [frame for frame in frames if _is_users(Path(frame.filename), recipe_dir)]
     frame = (own or frames or [None])[-1]
     return f"{frame.filename}:{frame.lineno}" if frame else ""
 
 
+def _is_users(path: Path, recipe_dir: Path) -> bool:
+    # A virtual environment may lie inside the recipe's folder.
+    return path.is_relative_to(recipe_dir) and "site-packages" not in path.parts
+
+
 def _forget_others(name: str, recipe_dir: Path) -> None:
-    """Drop a module of the same name that another recipe left in this process."""
+    """Drop what another recipe left in this process, and any module whose name hides one of this recipe's."""
+    for other in _entered - {recipe_dir}:
+        _drop([key for key, module in sys.modules.items() if _is_users(Path(_file(module)), other)])
+        sys.path[:] = [entry for entry in sys.path if entry != str(other)]
+    _entered.clear()
+    _entered.add(recipe_dir)
     module = sys.modules.get(name)
-    path = getattr(module, "__file__", None)
     here = (recipe_dir / f"{name}.py").exists() or (recipe_dir / name).is_dir()
-    if module is None or not here or (path and Path(path).is_relative_to(recipe_dir)):
-        return
-    for loaded in [key for key in sys.modules if key == name or key.startswith(f"{name}.")]:
-        del sys.modules[loaded]
+    if module is not None and here and not _is_users(Path(_file(module)), recipe_dir):
+        _drop([key for key in sys.modules if key == name or key.startswith(f"{name}.")])
+
+
+def _file(module: object) -> str:
+    return str(getattr(module, "__file__", None) or "")
+
+
+def _drop(names: list[str]) -> None:
+    for name in names:
+        del sys.modules[name]
+    importlib.invalidate_caches()

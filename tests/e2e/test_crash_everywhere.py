@@ -94,10 +94,11 @@ def test_kill_at_every_point_then_the_same_command(clean, tmp_path: Path):
     for number, point in enumerate(points):
         project = new_project(tmp_path / str(number))
         log = project.folder / "faults.log"
-        run(project, ORCHESTRATE_FAULT=f"{point}:kill", ORCHESTRATE_FAULT_LOG=str(log))
+        first = run(project, ORCHESTRATE_FAULT=f"{point}:kill", ORCHESTRATE_FAULT_LOG=str(log))
         assert f"{point.partition('#')[0]} fired" in log.read_text(), f"{point} did not fire"
-        again = run(project)
-        assert again.code == 0, f"after {point}: {again.out} {again.err}"
+        if first.code != 0:  # a killed worker is replaced at once, a killed orchestrator by the same command
+            again = run(project)
+            assert again.code == 0, f"after {point}: {again.out} {again.err}"
         assert end_state(project) == expected, f"after {point}"
 
 
