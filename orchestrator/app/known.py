@@ -47,17 +47,33 @@ class KnownState:
         live = self._ledger.generations.live(endpoint)
         if live is None or live.pool != pool:
             return None
-        return Deployed(live.artifact, live.number, self._answers(live.site, endpoint, live.number))
+        url = self._url(live.site)
+        facts = {
+            "endpoint": endpoint,
+            "generation": live.number,
+            "bundle": live.bundle,
+            "pool": live.pool,
+            "device": live.device,
+            "url": f"{url}/v2/models/{endpoint}",
+        }
+        return Deployed(live.artifact, live.number, bool(url) and _answers(url, endpoint, live.number), facts)
 
-    def _answers(self, site: str, endpoint: str, generation: int) -> bool:
+    def _url(self, site: str) -> str:
         from orchestrator.cluster.local import status
-        from orchestrator.serving.client import OipClient
 
         try:
-            url = status(self._workplace.site(site)).router_url
-            return bool(url) and OipClient(url, timeout_s=2.0).ready(endpoint, generation)
+            return status(self._workplace.site(site)).router_url
         except OrchestratorError:
-            return False
+            return ""
+
+
+def _answers(url: str, endpoint: str, generation: int) -> bool:
+    from orchestrator.serving.client import OipClient
+
+    try:
+        return OipClient(url, timeout_s=2.0).ready(endpoint, generation)
+    except OrchestratorError:
+        return False
 
 
 def _folders(path: Path) -> list[Path]:

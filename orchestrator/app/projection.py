@@ -55,19 +55,20 @@ class Projection:
             )
         return cls(process, result)
 
-    def finish(self) -> dict[str, Any]:
-        """Wait, at most the budget, until MLflow shows the end; what is pending is mirrored by a later command."""
+    def finish(self, wait_s: float = BUDGET_S) -> dict[str, Any]:
+        """Wait, at most `wait_s`, until MLflow shows the end.
+
+        The projector goes on without us; what it cannot bring to MLflow either, a later command does.
+        """
         if self.process is None:
             return {"state": "off", "urls": {}, "pending": []}
-        deadline = time.monotonic() + BUDGET_S
+        deadline = time.monotonic() + wait_s
         while not self.result.exists() and self.process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
-        if not self.result.exists() and self.process.poll() is None:
-            self.process.terminate()
         try:
             return json.loads(self.result.read_bytes())
         except (OSError, ValueError):
-            return {"state": "pending", "urls": {}, "pending": ["MLflow did not answer in time"]}
+            return {"state": "following", "urls": {}, "pending": []}
 
 
 def catch_up(workplace: Workplace, ledger: Ledger, *, but: str = "") -> None:

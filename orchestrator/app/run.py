@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from orchestrator.app.control_steps import PoolControl
 from orchestrator.app.git import git_state
 from orchestrator.app.prepare import Prepared, prepare
-from orchestrator.app.projection import Projection
+from orchestrator.app.projection import BUDGET_S, Projection
 from orchestrator.app.site_gate import BackgroundSite
 from orchestrator.app.wiring import open_workplace
 from orchestrator.core.errors import UsageError
@@ -27,7 +27,8 @@ from orchestrator.engine.transitions import ExecutionState
 from orchestrator.ledger import ExecutionRow, Holder, Lease, Ledger, Owner
 from orchestrator.plan.model import Plan
 
-_CONTINUED = {ExecutionState.RUNNING, ExecutionState.INTERRUPTED}
+_REUSED_WAIT_S: Final = 1.0
+_CONTINUED: Final = {ExecutionState.RUNNING, ExecutionState.INTERRUPTED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ def run(request: RunRequest, watch: Watch) -> RunReport:
             try:
                 _execute(request, prepared, plan, recorder)
             finally:
-                tracking = projection.finish()
+                tracking = projection.finish(_REUSED_WAIT_S if plan.all_reused else BUDGET_S)
         return _report(ledger, execution, time.monotonic() - began, tracking)
 
 

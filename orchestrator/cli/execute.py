@@ -35,6 +35,7 @@ def _epilogue(display: Display, report: RunReport) -> None:
         display.line(f"  try       orchestrate endpoint infer {endpoint.get('endpoint', '')}")
     if report.tracking.get("state") == "pending":
         display.line("  MLflow    projection pending: " + "; ".join(report.tracking.get("pending", [])))
-    elif report.tracking.get("state") == "done":
-        display.line("  MLflow    orchestrate ui")
+    elif report.tracking.get("state") in {"done", "following"}:
+        behind = "" if report.tracking["state"] == "done" else "   (the projection is catching up)"
+        display.line(f"  MLflow    orchestrate ui{behind}")
     display.line(f"  lineage   orchestrate lineage {report.execution}")

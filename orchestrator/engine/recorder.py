@@ -59,7 +59,7 @@ class Recorder:
         """A step's attempt began."""
         now = time.time()
         row = replace(self._rows[step], attempt=attempt, fingerprint=fingerprint, parts=parts, started_at=now)
-        row = replace(row, ended_at=None, error=None, verdict=None)
+        row = replace(row, action=_settled(row.action), ended_at=None, error=None, verdict=None)
         attempt_row = AttemptRow(
             execution=self.execution, step=step, number=attempt, state=StepState.RUNNING, started_at=now
         )
@@ -110,7 +110,7 @@ class Recorder:
         own = result.get("execution") == self.execution
         old = self._rows[step]
         reason = old.reason if own else f"same inputs as in {result.get('execution', 'an earlier execution')}"
-        row = replace(old, action=old.action if own else Action.REUSE, reason=reason)
+        row = replace(old, action=_settled(old.action) if own else Action.REUSE, reason=reason)
         started = float(result.get("started_at", time.time())) if own else time.time()
         self._rows[step] = replace(row, fingerprint=fingerprint, parts=parts, started_at=started)
         self.finished(step, result, verdict)
@@ -229,6 +229,11 @@ class Recorder:
             started_at=row.started_at or now,
             ended_at=now,
         )
+
+
+def _settled(action: str) -> str:
+    """Its inputs are known by now, so `RUN*` has become `RUN`."""
+    return Action.RUN if action == Action.RUN_LATER else action
 
 
 def _artifact_kind(media_type: str) -> str:

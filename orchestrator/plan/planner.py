@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 from orchestrator.core.errors import PlanError
@@ -33,11 +33,15 @@ class Known(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Deployed:
-    """What an endpoint serves: the artifact digest of the live generation's bundle, and whether it answers."""
+    """What an endpoint serves: the artifact digest of the live generation's bundle, and whether it answers.
+
+    `facts` are those that the deploy step gave: endpoint, generation, bundle, pool, device, url.
+    """
 
     artifact: str
     generation: int
     answering: bool
+    facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 def order(drafts: Sequence[Draft]) -> list[Draft]:
@@ -137,5 +141,5 @@ def _decide_deploy(
     if refresh or not live.answering:
         reason = "refresh asked" if refresh else f"generation {live.generation} does not answer"
         return PlannedStep(draft, Action.RUN, reason, fingerprint, parts)
-    result: dict[str, Any] = {"outputs": {}, "metrics": {}, "facts": {"generation": live.generation}}
+    result: dict[str, Any] = {"outputs": {}, "metrics": {}, "facts": dict(live.facts)}
     return PlannedStep(draft, Action.REUSE, f"generation {live.generation} is live", fingerprint, parts, {}, result)
