@@ -10,12 +10,12 @@ from typing import Any, cast
 
 import numpy as np
 
+from orchestrator.bundle.golden import GOLDEN_FILE, read_golden
 from orchestrator.core.errors import GateError
 from orchestrator.graph.parity import OutputMetrics, compare
 from orchestrator.graph.verdict import Thresholds, Verdict, judge
 from orchestrator.ledger import Generation
 from orchestrator.rollout.site import Answer, Site, Tensors
-from orchestrator.serving.golden import read_golden
 
 Array = np.ndarray[Any, Any]
 
@@ -62,20 +62,20 @@ def smoke_test(
         ServingError: The router or the replica refused a sample.
     """
     folder = Path(generation.path)
-    golden = read_golden(folder)
+    golden = read_golden(folder / GOLDEN_FILE)
     ranks = _ranks(folder)
     parts: list[Tensors] = []
-    for sample in range(golden.samples):
+    for sample in range(golden.count):
         alive()
         inputs = {name: _sample(array, sample, ranks.get(name)) for name, array in golden.inputs.items()}
         answer = site.infer(generation.endpoint, generation.number, inputs)
         _check_origin(answer, generation)
         parts.append(answer.outputs)
-    references = {name: array[: golden.samples] for name, array in golden.outputs.items()}
+    references = {name: array[: golden.count] for name, array in golden.outputs.items()}
     answered = {name for part in parts for name in part} & set(references)
     metrics = compare(references, {name: _joined(name, parts, references[name]) for name in sorted(answered)})
     verdict = judge(metrics, thresholds, saturating=saturating)
-    report = SmokeReport(golden.samples, generation.device, metrics, verdict)
+    report = SmokeReport(golden.count, generation.device, metrics, verdict)
     if not verdict.passed:
         reasons = "; ".join(f"{r.output}: {r.text}" if r.output else r.text for r in verdict.reasons)
         raise GateError(

@@ -18,11 +18,13 @@ from typing import Final
 
 import orjson
 
-from orchestrator.core.errors import OrchestratorError
+from orchestrator.bundle.golden import GOLDEN_FILE, read_golden
+from orchestrator.bundle.unpack import open_unpacked
+from orchestrator.core.errors import IntegrityError, OrchestratorError
 from orchestrator.core.processes import die_with_parent
 from orchestrator.serving.batch import Work, execute, start
 from orchestrator.serving.config import ReplicaSettings, read_settings
-from orchestrator.serving.golden import read_golden, self_check
+from orchestrator.serving.golden import self_check
 from orchestrator.serving.link import Frame, FrameReader, Kind, decode_tensors, encode
 from orchestrator.serving.runtimes.api import Session, runtime
 from orchestrator.serving.signature import Signature
@@ -63,8 +65,11 @@ class ReplicaProcess:
         settings = self._settings
         path = Path(settings.path)
         self._tell("starting")
+        found = open_unpacked(path).digest
+        if found != settings.bundle:
+            raise IntegrityError(f"the folder holds bundle {found}, the table says {settings.bundle}", place=str(path))
         session = runtime(settings.runtime).load(path, settings.device)
-        max_batch = self_check(session, read_golden(path))
+        max_batch = self_check(session, read_golden(path / GOLDEN_FILE))
         signature = Signature(session.inputs, session.outputs, max_batch)
         hello = ReplicaHello(
             settings.replica,

@@ -230,6 +230,22 @@ def test_a_wrong_golden_sample_is_never_served(site: ServingSite, folder: Path) 
     _drop(site, "wrong")
 
 
+def test_a_changed_bundle_is_never_served(site: ServingSite, folder: Path) -> None:
+    digest, path = scale_bundle(folder / "flipped", 2.0)
+    model = path / "model.onnx"
+    model.chmod(0o644)
+    data = bytearray(model.read_bytes())
+    data[-1] ^= 1
+    model.write_bytes(data)
+    with pytest.raises(ServingError, match=r"cannot start: .*model.onnx is not what the manifest says"):
+        site.serve("flipped", generation(1, (digest, path)))
+    _drop(site, "flipped")
+    other = scale_bundle(folder / "other", 3.0)
+    with pytest.raises(ServingError, match=r"cannot start: .*the folder holds bundle sha256:"):
+        site.serve("swapped", generation(1, (digest, other[1])))
+    _drop(site, "swapped")
+
+
 def test_a_rehearsal_slot_refuses_to_be_an_npu(site: ServingSite, folder: Path) -> None:
     bundle = scale_bundle(folder / "npu", 2.0)
     with pytest.raises(ServingError, match="wants device 'Ascend310P3'"):

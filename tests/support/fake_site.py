@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from orchestrator.bundle.golden import GOLDEN_FILE, read_golden
 from orchestrator.core.errors import Unreachable
 from orchestrator.core.files import write_json
-from orchestrator.serving.golden import read_golden
 from orchestrator.serving.table import EMPTY, RoutingTable
 
 DEVICE = "cpu (rehearsal)"
@@ -106,7 +106,7 @@ class FakeSite:
         self.asked += 1
         found = self.table().endpoints[endpoint].find(generation)
         assert found is not None
-        read_golden(Path(found.path))
+        read_golden(Path(found.path) / GOLDEN_FILE)
         outputs = {"logits": inputs["image"] * np.float32(2)}
         answer = FakeAnswer(outputs, generation, found.bundle, found.device)
         spoil = self.spoil.get(found.bundle)

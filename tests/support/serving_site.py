@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
-from safetensors.numpy import save_file
 
-from orchestrator.core.digests import Digest, sha256_bytes
+from orchestrator.bundle.golden import write_golden
+from orchestrator.bundle.oci import BundleParts, build_layout, unpack
+from orchestrator.core.digests import Digest
 from orchestrator.core.processes import end_processes
 from orchestrator.serving.admin import RouterAdmin
 from orchestrator.serving.client import OipClient
@@ -29,13 +30,17 @@ ROOT = Path(__file__).parents[2]
 
 
 def write_bundle(folder: Path, model: onnx.ModelProto, golden: Mapping[str, np.ndarray]) -> tuple[Digest, Path]:
-    """Write a bundle folder by hand; returns a digest and the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Build a bundle, unpack it as a serve site does, and return its digest and the unpacked folder."""
     onnx.checker.check_model(model)
-    (folder / "model.onnx").write_bytes(model.SerializeToString())
-    (folder / "bundle.json").write_text(json.dumps({"name": folder.name}))
-    save_file({name: np.ascontiguousarray(array) for name, array in golden.items()}, str(folder / "golden.safetensors"))
-    return sha256_bytes(model.SerializeToString()), folder
+    made = folder / "parts"
+    (made / "onnx").mkdir(parents=True, exist_ok=True)
+    (made / "onnx" / "model.onnx").write_bytes(model.SerializeToString())
+    inputs = {name.removeprefix("input/"): array for name, array in golden.items() if name.startswith("input/")}
+    outputs = {name.removeprefix("output/"): array for name, array in golden.items() if name.startswith("output/")}
+    write_golden(made / "golden.safetensors", inputs, outputs)
+    parts = BundleParts(folder.name, made / "onnx", made / "golden.safetensors", {"name": folder.name})
+    digest = build_layout(parts, folder / "layout")
+    return Digest(digest), unpack(folder / "layout", folder / "bundles", expected=digest)
 
 
 def _model(
