@@ -186,7 +186,11 @@ def _wait(
         if found.parts.get("supervisor") != "up":
             raise InfraError(f"the supervisor of site {site.name} ended", hint=f"read {site.logs}, then run it again")
         if any(found.parts.get(part) == "failed" for part in late):
-            raise InfraError(f"site {site.name}: {found.error}", hint=f"read {site.logs}", details=found.to_json())
+            raise InfraError(
+                f"site {site.name}: {found.error}",
+                hint=f"read {site.logs}; when it is mended: `orchestrate down`, then `orchestrate up`",
+                details=found.to_json(),
+            )
         if time.monotonic() > deadline:
             raise InfraError(
                 f"site {site.name}: {', '.join(late)} not ready after {timeout_s:g} s: {found.error or 'still starting'}",

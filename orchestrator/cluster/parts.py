@@ -19,7 +19,7 @@ from orchestrator.cluster.ray_rest import RayRest, TokenRefused
 from orchestrator.cluster.serve_config import admin_socket, link_socket, serve_document
 from orchestrator.cluster.site import LocalSite, PartState
 from orchestrator.cluster.sweep import end_children
-from orchestrator.core.errors import OrchestratorError
+from orchestrator.core.errors import OrchestratorError, Unreachable
 from orchestrator.core.files import private_folder, write_json
 from orchestrator.core.processes import ProcessIdentity
 
@@ -210,7 +210,9 @@ class Applications:
                     self.state, self.error = "failed", str(error)
                     return
                 except OrchestratorError as error:
-                    self.error = str(error)
+                    # Before the head is up nobody answering is no news.
+                    if self._ray.state == "up" or not isinstance(error, Unreachable):
+                        self.error = error.message
                 time.sleep(self._POLL_S if placed else self._RETRY_S)
 
     def _look(self, applications: dict[str, Any]) -> bool:

@@ -138,6 +138,11 @@ class RayRest:
                 body = self._read(response, deadline)
             finally:
                 response.close()
+        except httpx.ConnectError as error:
+            raise Unreachable(
+                f"cannot connect to {redact_url(self.url)} for {method} {path}: {error}",
+                hint="is the cluster up, and can this machine reach it?",
+            ) from error
         except httpx.HTTPError as error:
             raise Unreachable(
                 f"{redact_url(self.url)} did not answer {method} {path} in {limit_s:g} s ({type(error).__name__})",
