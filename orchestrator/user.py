@@ -193,7 +193,7 @@ class Run:
             append_records(self._metrics_file, [*records, {"epoch": epoch, "of": facts["epochs"]}])
         return epoch + 1
 
-    def log(self, *, step: int | None = None, **metrics: float) -> None:
+    def log(self, *, step: int | None = None, **metrics: float | torch.Tensor) -> None:
         """Record metrics, e.g. `run.log(loss=0.31, accuracy=0.97)`; rank 0's count, other ranks' are dropped.
 
         Inside `run.epochs` they belong to the epoch and appear when it is committed. With `step` they appear at once,
@@ -202,7 +202,7 @@ class Run:
         Raises:
             ValueError: A value is NaN or infinite: a training that diverged should end, not go on for hours.
         """
-        found = {name: float(value) for name, value in metrics.items()}
+        found = {name: _number(value) for name, value in metrics.items()}
         for name, value in found.items():
             if not math.isfinite(value):
                 where = "" if self._epoch is None else f" in epoch {self._epoch}"
@@ -221,8 +221,8 @@ class Run:
         import torch
 
         if self.world_size == 1:
-            return float(value)
-        total = torch.tensor(float(value), dtype=torch.float32, device=self.device)
+            return _number(value)
+        total = torch.tensor(_number(value), dtype=torch.float32, device=self.device)
         torch.distributed.all_reduce(total)  # pyright: ignore[reportUnknownMemberType]  torch leaves it untyped
         return float(total) / self.world_size
 
@@ -288,3 +288,7 @@ def launch(main: Callable[[Run], None], params: Mapping[str, Any] | None = None)
         run.close()
         if world_size > 1:
             torch.distributed.destroy_process_group()
+
+
+def _number(value: float | torch.Tensor) -> float:
+    return float(value if isinstance(value, int | float) else value.detach())

@@ -54,7 +54,8 @@ def private_ray(cpus: int = 2) -> Iterator[SiteInfo]:
     try:
         deadline = time.monotonic() + 90
         while not (folder / "r" / "ray_current_cluster").exists():
-            assert head.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
+            alive = head.poll() is None and time.monotonic() < deadline
+            assert alive, (folder / "log").read_text()
             time.sleep(0.1)
         yield SiteInfo("private", True, folder, f"127.0.0.1:{ports.gcs}", str(token))
     finally:
