@@ -144,7 +144,7 @@ class Connection(asyncio.Protocol):
             self._pause(paused=True)
 
     def _broken(self) -> None:
-        """The handler raised: a fault of ours. This is the last line of defence, so that one request cannot end the router."""
+        """The handler raised: a fault of ours, and no reason to end the router for all others."""
         _log.exception("request handler failed")
         if self._waiting and not self._waiting[-1].done:
             self._waiting[-1].keep_alive = False
@@ -241,8 +241,6 @@ class Connection(asyncio.Protocol):
         self.deadline = _NEVER
         self._waiting.append(exchange)
         self._server.handler(exchange)
-
-    # --- answers ---
 
     def answered(self, exchange: Exchange, size: int) -> None:
         """Write every answer whose turn it is."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from orchestrator.serving.errors import RequestError
 from orchestrator.serving.oip import InferRequest, WantedOutput
@@ -114,11 +114,6 @@ def _raw_input(data: Buffer, signature: Signature) -> Tensor:
     except ValueError as error:
         raise RequestError(f"raw input {spec.name!r} {error}") from error
     return tensor
-
-
-def unbatched(signature: Signature) -> Signature:
-    """Return the signature of the same model where rows are not run together."""
-    return replace(signature, max_batch=1)
 
 
 def _list(names: Sequence[str]) -> str:
