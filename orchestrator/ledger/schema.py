@@ -71,15 +71,15 @@ class MetricsText(TypeDecorator[Mapping[str, float]]):
 
 
 class Number(TypeDecorator[float]):
-    """A double that may be NaN. SQLite turns NaN into NULL, so NULL means NaN in both databases."""
+    """A double that may be NaN: SQLite keeps NaN as NULL, so NULL is read as NaN."""
 
     impl = Double
     cache_ok = True
 
     def process_bind_param(self, value: float | None, dialect: Dialect) -> float | None:
-        """Encode."""
+        """Encode; a NumPy scalar becomes a float, which SQLite would keep as bytes."""
         del dialect
-        return None if value is None or math.isnan(value) else float(value)
+        return None if value is None else float(value)
 
     def process_result_value(self, value: float | None, dialect: Dialect) -> float:
         """Decode."""

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from types import MappingProxyType
 
+import numpy as np
 import pytest
 from support.ledger_samples import digest, execution, step
 
@@ -113,6 +114,8 @@ def test_nan_and_infinity_survive(ledger: Ledger, lease: Lease) -> None:
     values = {"nan": math.nan, "inf": math.inf, "low": -math.inf, "one": 1.0}
     ledger.executions.record(lease, steps=[step(metrics=MappingProxyType(values))])
     ledger.executions.append_metrics([metric(i, v, name) for i, (name, v) in enumerate(values.items())])
+    ledger.executions.append_metrics([metric(9, np.float32(0.5), "zz")])  # pyright: ignore[reportArgumentType]
+    assert ledger.executions.metrics("x1")[-1] == metric(9, 0.5, "zz")
     kept = ledger.executions.steps("x1")[0].metrics
     points = {row.name: row.value for row in ledger.executions.metrics("x1", "train")}
     for found in (kept, points):

@@ -6,9 +6,11 @@ import pytest
 from sqlalchemy import text
 from support.ledger_samples import digest, request
 
+from orchestrator.core.digests import sha256_json
 from orchestrator.core.errors import Conflict, IntegrityError, LedgerError
 from orchestrator.ledger import Generation, GenerationState, Lease, Ledger, Owner
 from orchestrator.ledger.database import Database
+from orchestrator.ledger.rows import values_of
 
 STAGED, LIVE, DRAINING, RETIRED, FAILED = (
     GenerationState.STAGED,
@@ -189,6 +191,20 @@ def test_damage_to_the_audit_chain_shows(ledger: Ledger, ledger_url: str, damage
         connection.execute(text(damage))
     database.close()
     with pytest.raises(IntegrityError, match=f"breaks at row {row}"):
+        ledger.audit.verify()
+
+
+def test_a_row_that_was_changed_together_with_its_hash_breaks_the_next_one(ledger: Ledger, ledger_url: str) -> None:
+    for number in range(3):
+        ledger.audit.append("ada", "approve", f"digits/{number}")
+    forged = {**values_of(ledger.audit.rows()[1]), "actor": "eve"}
+    del forged["hash"]
+    database = Database(ledger_url, busy_timeout_s=5)
+    with database.write() as connection:
+        values = {"hash": sha256_json(forged)}
+        connection.execute(text("update ledger_audit set actor = 'eve', hash = :hash where seq = 2"), values)
+    database.close()
+    with pytest.raises(IntegrityError, match="breaks at row 3"):
         ledger.audit.verify()
 
 

@@ -235,26 +235,24 @@ def test_another_rollout_of_the_endpoint_is_a_conflict(ledger: Ledger, run: Run)
     assert states(ledger) == {}
 
 
-def test_a_deploy_that_is_fenced_while_it_waits_changes_nothing_more(
-    ledger: Ledger, site: FakeSite, run: Run, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("stage", ["appended", "staged", "ready", "smoked", "live", "switched", "drained", "retired"])
+def test_a_deploy_that_is_fenced_on_its_way_changes_nothing_more(
+    ledger: Ledger, site: FakeSite, run: Run, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     run("1")
-    infer = site.infer
+    found: list[tuple[dict[int, str], int]] = []
 
-    def taken_over(*args: Any) -> FakeAnswer:
-        holder = ledger.leases.holder("endpoint/digits")
-        assert holder is not None
-        monkeypatch.setattr("orchestrator.ledger.leases._free", lambda row, now: True)
-        ledger.leases.acquire("endpoint/digits", Owner.here("other"))
-        monkeypatch.undo()
-        return infer(*args)
+    def taken_over(name: str) -> None:
+        if name == f"deploy.{stage}":
+            with monkeypatch.context() as patch:
+                patch.setattr("orchestrator.ledger.leases._free", lambda row, now: True)
+                ledger.leases.acquire("endpoint/digits", Owner.here("other"))
+            found.append((states(ledger), len(site.tables())))
 
-    monkeypatch.setattr(site, "infer", taken_over)
-    before = len(site.tables())
+    monkeypatch.setattr("orchestrator.rollout.deploy.point", taken_over)
     with pytest.raises(Conflict, match="no longer ours"):
         run("2")
-    assert states(ledger) == {1: "live", 2: "staged"}
-    assert len(site.tables()) == before + 1  # the staging, nothing after
+    assert [(states(ledger), len(site.tables()))] == found
 
 
 def test_an_endpoint_stays_in_its_pool(ledger: Ledger, run: Run) -> None:
