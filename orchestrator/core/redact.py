@@ -28,6 +28,8 @@ def remember_secret(value: str) -> None:
 def redact_url(url: str) -> str:
     """Strip user info and query values from a URL."""
     parts = urlsplit(url)
+    if not parts.netloc:
+        return url  # a path such as sqlite:////folder/file; nothing in it can be a credential
     host = parts.netloc.rpartition("@")[2]
     netloc = f"{_MASK}@{host}" if "@" in parts.netloc else host
     return urlunsplit((parts.scheme, netloc, parts.path, _MASK if parts.query else "", parts.fragment))

@@ -1,0 +1,235 @@
+"""The main job as a newcomer meets it: recipes/digits, the embedded environment, real Ray, MLflow, agent and router.
+
+One project and one site for the whole file, in the order of the file; the last test takes the site down.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import tritonclient.http
+from support.project import ROOT, Done, Project
+
+RECIPE = str(ROOT / "recipes" / "digits" / "recipe.yaml")
+LOCAL = str(ROOT / "configs" / "local.yaml")
+STEPS = ["preflight", "train", "evaluate", "export", "bundle", "parity", "register", "deploy"]
+
+
+def run(project: Project, *arguments: str, **extra: str) -> Done:
+    return project.run("run", RECIPE, "-e", LOCAL, "--json", *arguments, timeout_s=280, **extra)
+
+
+def ask(project: Project, *arguments: str) -> dict[str, Any]:
+    done = project.run(*arguments, "-e", LOCAL, "--json")
+    assert done.code == 0, done.err + done.out
+    return done.result
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory):
+    made = Project(tmp_path_factory.mktemp("digits"))
+    try:
+        yield made
+    finally:
+        made.run("down", "-e", LOCAL)
+
+
+@pytest.fixture(scope="module")
+def first(project: Project) -> Done:
+    done = run(project)
+    assert done.code == 0, done.err[-3000:] + done.out[-6000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def url(project: Project, first: Done) -> str:
+    return ask(project, "endpoint", "list")["endpoints"][0]["url"]
+
+
+def held_out() -> tuple[np.ndarray, np.ndarray]:
+    """The recipe's own held-out images and labels, without importing the recipe."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    order = np.random.default_rng(0).permutation(len(digits.target))[-360:]
+    return (digits.images[order, None] / 16).astype(np.float32), digits.target[order]
+
+
+def test_every_step_runs_and_the_model_is_good(first: Done):
+    result = first.result
+    assert result["state"] == "succeeded"
+    assert [s["step"] for s in result["steps"]] == STEPS
+    assert {s["action"] for s in result["steps"]} == {"RUN"}
+    steps = {s["step"]: s for s in result["steps"]}
+    assert steps["evaluate"]["metrics"]["accuracy"] >= 0.97
+    assert result["endpoint"]["device"] == "cpu (rehearsal)"
+    assert result["endpoint"]["generation"] == 1
+    metrics = [line for line in first.lines if line["event"] == "metric" and line["step"] == "train"]
+    assert len([m for m in metrics if m["name"] == "loss"]) == 8, "one loss per epoch, streamed"
+    assert any(m["name"].startswith("system/") for m in metrics)
+
+
+def test_nothing_changed_is_reused_whole(project: Project, first: Done):
+    second = run(project)
+    assert second.code == 0
+    assert {s["action"] for s in second.result["steps"]} == {"REUSE"}
+    assert second.result["endpoint"]["bundle"] == first.result["endpoint"]["bundle"]
+
+
+def test_endpoint_list_has_its_documented_shape(project: Project, first: Done):
+    (row,) = ask(project, "endpoint", "list")["endpoints"]
+    assert set(row) == {"endpoint", "url", "generation", "bundle", "device", "pool", "state"}
+    assert (row["endpoint"], row["generation"], row["pool"], row["state"]) == ("digits", 1, "edge", "ready")
+    assert row["bundle"] == first.result["endpoint"]["bundle"]
+    answer = ask(project, "endpoint", "infer", "digits")
+    assert np.shape(answer["outputs"]["logits"]) == (1, 10)
+
+
+def test_tritonclient_gets_right_answers(url: str, first: Done):
+    host = url.removeprefix("http://").partition("/")[0]
+    images, labels = held_out()
+    with tritonclient.http.InferenceServerClient(host) as client:
+        assert client.is_model_ready("digits")
+        assert client.get_model_metadata("digits")["versions"] == ["1"]
+        given = tritonclient.http.InferInput("image", [32, 1, 8, 8], "FP32")
+        given.set_data_from_numpy(images[:32])
+        answer = client.infer("digits", [given])
+        assert answer.get_response()["model_version"] == "1"
+        assert (answer.as_numpy("logits").argmax(1) == labels[:32]).mean() >= 0.9
+
+
+def test_curl_gets_json_and_the_header_names_the_bundle(url: str, first: Done, tmp_path: Path):
+    images, labels = held_out()
+    tensor = {"name": "image", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": images[0].ravel().tolist()}
+    body = tmp_path / "request.json"
+    body.write_text(json.dumps({"id": "q1", "inputs": [tensor]}))
+    command = ["curl", "-sS", "-i", "-H", "Content-Type: application/json", "--data", f"@{body}", f"{url}/infer"]
+    head, _, text = subprocess.run(command, capture_output=True, text=True, check=True).stdout.partition("\n\n")
+    answer = json.loads(text)
+    assert int(np.argmax(answer["outputs"][0]["data"])) == labels[0]
+    assert (answer["id"], answer["model_version"]) == ("q1", "1")
+    headers = dict(line.lower().split(": ", 1) for line in head.splitlines()[1:])
+    assert headers["x-orchestrate-bundle"] == first.result["endpoint"]["bundle"]
+    assert headers["x-orchestrate-device"] == "cpu (rehearsal)"
+
+
+def test_lineage_from_an_answers_header_back_to_data_and_commit(project: Project, first: Done):
+    header = f"x-orchestrate-bundle: {first.result['endpoint']['bundle']}"
+    found = ask(project, "lineage", header)
+    assert {"bundle", "onnx", "checkpoint"} <= {a["kind"] for a in found["artifacts"]}
+    (execution,) = [e for e in found["executions"] if e["execution"] == first.result["execution"]]
+    assert execution["data"]["digits"].startswith("package:scikit-learn/digits@")
+    assert found["generations"][0]["endpoint"] == "digits"
+    if (ROOT / ".git").exists():  # somebody may commit while the tests run, so: a commit of this history
+        known = ["git", "-C", str(ROOT), "merge-base", "--is-ancestor", str(execution["commit"]), "HEAD"]
+        assert subprocess.run(known, check=False).returncode == 0
+    checkpoint = next(a["digest"] for a in found["artifacts"] if a["kind"] == "checkpoint")
+    assert ask(project, "lineage", checkpoint)["generations"] == found["generations"]
+
+
+def test_no_secret_reaches_arguments_or_environments_of_the_site(project: Project, first: Done):
+    status = ask(project, "site", "status")
+    token = Path(status["ray_token_path"]).read_text().strip()
+    assert len(token) >= 32
+    assert Path(status["ray_token_path"]).stat().st_mode & 0o077 == 0
+    for pid in {pid for pid in status["pids"].values() if isinstance(pid, int)}:
+        for name in ("cmdline", "environ"):
+            assert token.encode() not in Path(f"/proc/{pid}/{name}").read_bytes()
+    assert httpx.get(f"{status['dashboard_url']}/api/version").status_code == 401
+
+
+def test_a_missed_gate_says_by_how_much(project: Project, first: Done, tmp_path: Path):
+    """Only the gate changes, so nothing is trained again: stored metrics are judged anew."""
+    text = Path(RECIPE).read_text().replace("accuracy >= 0.97", "accuracy >= 0.9999")
+    for name in ("model.py", "train.py"):
+        (tmp_path / name).write_text((Path(RECIPE).parent / name).read_text())
+    (tmp_path / "recipe.yaml").write_text(text)
+    done = project.run("run", str(tmp_path / "recipe.yaml"), "-e", LOCAL, "--json", timeout_s=120)
+    assert done.code == 1
+    assert done.result["error"] == "GateError"
+    assert "missed by" in done.result["message"]
+    states = {e["step"]: (e["state"], e["action"]) for e in done.lines if e.get("event") == "step"}
+    assert states["train"] == ("succeeded", "REUSE")
+    assert states["evaluate"] == ("failed", "REUSE")
+
+
+def test_three_kills_of_the_orchestrator_end_as_if_nothing_had_happened(project: Project, first: Done):
+    """kill -9 in the middle of training, between registering and deploying, and in the middle of the deploy."""
+    longer = ("--set", "params.epochs=20")
+    process = project.start("run", RECIPE, "-e", LOCAL, "--json", *longer)
+    trained = 0
+    for line in process.stdout:
+        event = json.loads(line)
+        if event["event"] == "metric" and event["name"] == "loss":
+            trained += 1
+        if trained == 4:
+            process.send_signal(signal.SIGKILL)
+            break
+    assert trained == 4
+    process.communicate()
+    log = project.folder / "faults.log"
+    for point in ("engine.register.done", "deploy.staged"):
+        killed = run(project, *longer, ORCHESTRATE_FAULT=f"{point}:kill", ORCHESTRATE_FAULT_LOG=str(log))
+        assert f"{point} fired" in log.read_text()
+        assert killed.code == -signal.SIGKILL
+    done = run(project, *longer)
+    assert done.code == 0, done.out[-3000:]
+    rows = ask(project, "status", "--recipe", "digits")["executions"]
+    assert rows[0]["execution"] == done.result["execution"]
+    assert rows[0]["state"] == "succeeded"
+    assert [r["state"] for r in rows].count("succeeded") == 3, "the killed execution was continued, not begun anew"
+    shown = ask(project, "status", done.result["execution"])
+    assert {s["step"]: s["state"] for s in shown["steps"]} == dict.fromkeys(STEPS, "succeeded")
+    actions = {s["step"]: s["action"] for s in shown["steps"]}
+    assert actions == {**dict.fromkeys(STEPS, "RUN"), "preflight": "REUSE", "train": "RESUME"}
+    train = [a for a in shown["attempts"] if a["step"] == "train"]
+    assert [a["state"] for a in train] == ["cancelled", "succeeded"]
+    epochs = _epochs_committed(project)
+    assert sorted(epochs) == list(range(20)), "each epoch was committed once"
+    (row,) = ask(project, "endpoint", "list")["endpoints"]
+    assert (row["generation"], row["state"]) == (2, "ready")
+
+
+def _epochs_committed(project: Project) -> list[int]:
+    """Epochs for which a loss was recorded, in order, over all attempts of the longest training."""
+    files = (project.folder / ".orchestrate").glob("work/*/metrics.ndjson")
+    found = [[json.loads(line) for line in path.read_text().splitlines()] for path in files]
+    longest = max(found, key=len)
+    return [record["step"] for record in longest if record["name"] == "loss"]
+
+
+def test_the_router_serves_on_while_its_table_switches(project: Project, url: str):
+    answer = httpx.get(url).json()
+    assert answer["versions"][-1] == "2"
+
+
+def test_down_leaves_nothing(project: Project, url: str):
+    status = ask(project, "site", "status")
+    pids = [pid for pid in status["pids"].values() if isinstance(pid, int)]
+    assert pids
+    assert ask(project, "down")["state"] == "down"
+    assert ask(project, "site", "status")["state"] == "down"
+    deadline = time.monotonic() + 5
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(url)
+    assert not _listening_of_ours(status)
+    assert os.path.exists(project.folder / ".orchestrate" / "ledger.db")
+
+
+def _listening_of_ours(status: dict[str, Any]) -> list[str]:
+    ports = {int(status[key].rpartition(":")[2].strip("/")) for key in ("router_url", "dashboard_url", "ray_address")}
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    listening = {int(line.split()[1].rpartition(":")[2], 16) for line in lines if line.split()[3] == "0A"}
+    return [str(port) for port in ports & listening]
