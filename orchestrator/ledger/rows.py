@@ -226,8 +226,7 @@ class GenerationRequest:
         bundle: Digest that clients see.
         artifact: Digest of the stored artifact that holds the bundle; empty when it was not made here.
         path: Folder of the unpacked bundle on the serve site.
-        expected: Number of the live generation that this one shall follow; 0 = none is live.
-        request_id: A repeat with the same id gets the first result.
+        expected: Number of the live generation, 0 = none. A repeat with the same `request_id` gets the first result.
     """
 
     endpoint: str

@@ -69,7 +69,9 @@ def test_a_user_who_may_not_write_is_told_so(postgres_server: PostgresServer) ->
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("drop role if exists reader")
         connection.execute("create role reader login")
-        connection.execute("grant select on all tables in schema public to reader")
+        schema = url.rpartition("%3D")[2]
+        connection.execute(f"grant usage on schema {schema} to reader".encode())
+        connection.execute(f"grant select on all tables in schema {schema} to reader".encode())
     with Ledger.open(url.replace("orchestrate@", "reader@")) as ledger:
         assert ledger.projections.get("a") is None
         with pytest.raises(LedgerError, match="permission denied") as caught:

@@ -1,4 +1,4 @@
-"""A real PostgreSQL server on loopback for the length of a test session, and a fresh database per test."""
+"""A real PostgreSQL server on loopback for the length of a test session, and fresh tables per test."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _numbers = count(1)
 
 @dataclass
 class PostgresServer:
-    """`database()` gives the URL of a new, empty database."""
+    """`database()` gives the URL of a new, empty ledger."""
 
     binaries: Path
     folder: Path
@@ -87,10 +87,11 @@ class PostgresServer:
         return f"postgresql://orchestrate@127.0.0.1:{self.port}/{database}"
 
     def database(self) -> str:
+        """A schema of its own is as empty as a database, and a hundred times cheaper."""
         name = f"ledger{next(_numbers)}"
         with psycopg.connect(self.dsn("postgres"), autocommit=True) as connection:
-            connection.execute(f"create database {name}".encode())
-        return self.dsn(name)
+            connection.execute(f"create schema {name}".encode())
+        return f"{self.dsn('postgres')}?options=-csearch_path%3D{name}"
 
 
 def _binaries() -> Path | None:
@@ -122,7 +123,7 @@ def postgres_server() -> Iterator[PostgresServer]:
         server.create()
         server.start()
         yield server
-        server.stop()
+        server.stop(signal.SIGQUIT)  # nothing is worth a checkpoint
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
