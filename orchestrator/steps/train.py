@@ -99,13 +99,15 @@ def _fit(ctx: StepContext, placement: Placement, workers: int) -> OrchestratorEr
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
+    from orchestrator.steps.train_torchrun import PlainConfig
+
     name = f"fit-{new_token(4)}"
     failures, storage = ctx.work / "failures" / name, ctx.work / "ray"
     task = _task(ctx, placement, failures)
     trainer = DataParallelTrainer(
         run_worker,
         train_loop_config=task.to_config(),
-        backend_config=_backend(task, placement),
+        backend_config=PlainConfig(),
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=placement.device == "cuda",
@@ -139,16 +141,6 @@ def _task(ctx: StepContext, placement: Placement, failures: Path) -> WorkerTask:
         failures=str(failures),
         device=placement.device,
     )
-
-
-def _backend(task: WorkerTask, placement: Placement) -> Any:
-    if task.command:
-        from orchestrator.steps.train_torchrun import TorchrunConfig
-
-        return TorchrunConfig()
-    from ray.train.torch import TorchConfig
-
-    return TorchConfig(backend="nccl" if placement.device == "cuda" else "gloo")
 
 
 def _collect(ctx: StepContext, checkpoints: Checkpoints) -> Path:

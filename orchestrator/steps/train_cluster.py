@@ -156,6 +156,8 @@ def _prepare_environment(site: SiteInfo) -> dict[str, str]:
     if loopback:
         # The site listens on loopback alone; without this a driver looks for it at the host's address and hangs.
         shared["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        # Nobody reclaims the only node; the watcher would be one more process at every start.
+        os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
     os.environ.update({**_DRIVER_SETTINGS, **shared})
     if not loopback:
         return shared

@@ -1,4 +1,4 @@
-"""Scripts that know nothing of us: their processes under Ray Train, and the checkpoint that they leave."""
+"""How Ray Train sets up our workers, and the checkpoint of scripts that know nothing of us."""
 
 from __future__ import annotations
 
@@ -16,19 +16,22 @@ from orchestrator.steps.train_checkpoint import MODEL_FILE, STATE_FILE
 _TORCH: Final = (".pt", ".pth", ".bin", ".ckpt")
 
 
-class _TorchrunBackend(Backend):  # pyright: ignore[reportMissingTypeArgument]  Ray's generic is not exported
-    # A script picks its device by LOCAL_RANK, so each process must see all devices of its machine.
+class _PlainBackend(Backend):  # pyright: ignore[reportMissingTypeArgument]  Ray's generic is not exported
+    # As under torchrun, each process sees all devices of its machine and picks its own; NCCL needs that too.
     share_cuda_visible_devices: bool = True
 
 
 @dataclass
-class TorchrunConfig(BackendConfig):
-    """Starts no process group: the script does that itself."""
+class PlainConfig(BackendConfig):
+    """Like Ray's TorchConfig, but the worker (or the script) joins the process group itself.
+
+    The controller of Ray Train then needs no torch, which saves seconds at every start.
+    """
 
     @property
     def backend_cls(self) -> type[Any]:
         """Ray's name for what sets up the workers."""
-        return _TorchrunBackend
+        return _PlainBackend
 
 
 def collect_foreign(root: Path, folder: Path) -> Path:

@@ -92,14 +92,20 @@ def command_of(command: str | list[str]) -> tuple[str, ...]:
 
 
 def _run_entrypoint(task: WorkerTask, context: Any) -> None:
+    import torch
+
     from orchestrator.user import Run
 
+    os.environ.update(_torchrun_variables(context))
+    device, world_size = _device(task), int(context.get_world_size())
+    if world_size > 1:
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     run = Run(
         task.params,
         rank=int(context.get_world_rank()),
-        world_size=int(context.get_world_size()),
+        world_size=world_size,
         local_rank=int(context.get_local_rank()),
-        device=_device(task),
+        device=device,
         checkpoint_dir=Path(task.checkpoints),
         metrics_file=Path(task.metrics),
     )
@@ -110,11 +116,12 @@ def _run_entrypoint(task: WorkerTask, context: Any) -> None:
             main(run)
     finally:
         run.close()
+    if world_size > 1:
+        torch.distributed.destroy_process_group()
 
 
 def _device(task: WorkerTask) -> Any:
     import torch
-    from ray.train.torch import get_device
 
     if task.device != "cuda":
         return torch.device("cpu")
@@ -124,25 +131,22 @@ def _device(task: WorkerTask) -> Any:
             hint="the cluster declares GPUs that are not there, or torch is built without CUDA (pip's +cpu wheel)",
             place=socket.gethostname(),
         )
-    return get_device()
+    from ray.train.torch import get_device
+
+    device = get_device()
+    torch.cuda.set_device(device)
+    return device
 
 
 def _run_command(task: WorkerTask, context: Any) -> None:
-    from ray.train.collective import broadcast_from_rank_zero
-
     from orchestrator.steps.train_checkpoint import lock_exclusively
 
     rank = int(context.get_world_rank())
     # Not the lock of `user.Run`: the script may be one that uses it.
     lock = lock_exclusively(Path(task.checkpoints).with_name("command.lock")) if rank == 0 else None
-    master: dict[str, str] = broadcast_from_rank_zero(_master() if rank == 0 else {})
     env = {
         **os.environ,
-        **master,
-        "RANK": str(rank),
-        "WORLD_SIZE": str(context.get_world_size()),
-        "LOCAL_RANK": str(context.get_local_rank()),
-        "LOCAL_WORLD_SIZE": str(context.get_local_world_size()),
+        **_torchrun_variables(context),
         "ORCHESTRATE_CHECKPOINT_DIR": task.checkpoints,
         "ORCHESTRATE_METRICS_FILE": task.metrics,
         "ORCHESTRATE_PARAMS": json.dumps(dict(task.params)),
@@ -164,6 +168,21 @@ def _run_command(task: WorkerTask, context: Any) -> None:
             hint="correct the script and run again; the step's log has all of its output",
             details={"traceback": tail, "exit_code": code},
         )
+
+
+def _torchrun_variables(context: Any) -> dict[str, str]:
+    """Agree on a meeting place, and return the variables that `torchrun` would set."""
+    from ray.train.collective import broadcast_from_rank_zero
+
+    rank = int(context.get_world_rank())
+    master: dict[str, str] = broadcast_from_rank_zero(_master() if rank == 0 else {})
+    return {
+        **master,
+        "RANK": str(rank),
+        "WORLD_SIZE": str(context.get_world_size()),
+        "LOCAL_RANK": str(context.get_local_rank()),
+        "LOCAL_WORLD_SIZE": str(context.get_local_world_size()),
+    }
 
 
 def _run_process(command: tuple[str, ...], env: Mapping[str, str]) -> tuple[int, str]:

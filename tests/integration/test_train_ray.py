@@ -35,7 +35,7 @@ def main(run: user.Run) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     log = pathlib.Path(run.params.log)
     for epoch in run.epochs(run.params.epochs, model=model, optimizer=optimizer):
-        if epoch == run.params.get("raise_in") and run.rank == 1:
+        if epoch == run.params.get("raise_in"):
             raise LookupError("the label file has no column 'digit'")
         for x, y in loader:
             optimizer.zero_grad()
@@ -91,8 +91,8 @@ class Training:
         out = self.folder / f"out-{self._count}"
         out.mkdir()
         site = dataclasses.asdict(dataclasses.replace(self._site, allow_cpu=allow_cpu)) | {"state": str(self.folder)}
-        spec = {"entrypoint": "train:main"} | spec
-        spec |= {"params": params, "workers": 2, "resources": {"gpu": gpu, "cpu": 1}, "retries": {"infra": 2}}
+        spec = {"entrypoint": "train:main", "workers": 2} | spec
+        spec |= {"params": params, "resources": {"gpu": gpu, "cpu": 1}, "retries": {"infra": 2}}
         context = {"kind": "train", "spec": spec, "recipe_dir": str(self.recipe), "work": str(self.folder / "work")}
         path = self.folder / f"context-{self._count}.json"
         path.write_text(json.dumps(context | {"out": str(out), "site": site}))
@@ -138,7 +138,7 @@ def test_a_killed_worker_costs_no_committed_epoch(training: Training) -> None:
 
 
 def test_the_users_exception_is_not_tried_again(training: Training) -> None:
-    events = training.run({"epochs": 3, "log": str(training.folder), "raise_in": 1})
+    events = training.run({"epochs": 3, "log": str(training.folder), "raise_in": 1}, workers=1)
     (failed,) = of(events, "failed")
     error = failed["error"]
     assert error["error"] == "UserCodeError"
@@ -151,7 +151,7 @@ def test_the_users_exception_is_not_tried_again(training: Training) -> None:
 
 def test_a_killed_orchestrator_resumes_where_it_was(training: Training) -> None:
     params = {"epochs": 60, "log": str(training.folder)}
-    first = training.start(params)
+    first = training.start(params, workers=1)
     assert first.stdout is not None
     for line in first.stdout:
         event = json.loads(line)
@@ -159,7 +159,7 @@ def test_a_killed_orchestrator_resumes_where_it_was(training: Training) -> None:
             break
     first.kill()
     first.wait()
-    events = training.run(params)
+    events = training.run(params, workers=1)
     (done,) = of(events, "finished")
     assert done["facts"]["resumed_from_epoch"] >= 2
     assert training.epochs(0) == sorted(set(training.epochs(0))) == list(range(60))
