@@ -1,0 +1,229 @@
+"""The steps on a model, in this process: preflight, export, evaluate, bundle, parity, source; each with its refusals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from orchestrator.bundle.golden import read_golden
+from orchestrator.bundle.oci import unpack
+from orchestrator.core.errors import GateError, OrchestratorError, UserCodeError
+from orchestrator.graph.run_onnx import OnnxModel
+from orchestrator.steps import bundle, evaluate, export, parity, preflight, source
+from orchestrator.steps.api import SiteInfo, StepContext, StepResult
+
+MODEL = {
+    "factory": "model:build",
+    "inputs": {"x": {"dtype": "float32", "shape": ["batch", 4]}},
+    "outputs": {"y": {"dtype": "float32", "shape": ["batch", 2]}},
+}
+TARGETS = [{"name": "npu", "format": "om", "soc": "Ascend310P3", "precision": "fp16", "shapes": {}}]
+NETWORK = """
+import torch
+def build():
+    return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+"""
+USER = """
+import numpy as np
+def samples(n):
+    random = np.random.default_rng(1)
+    for _ in range(n):
+        yield {"x": random.normal(size=(1, 4)).astype(np.float32)}
+def evaluate(predict):
+    y = predict({"x": np.ones((5, 4), np.float32)})["y"]
+    return {"accuracy": float(y.shape[0] == 5), "mean": np.float32(y.mean())}
+def broken(predict):
+    return {"accuracy": float("nan")}
+def wrong_shape(n):
+    yield {"x": np.ones((1, 3), np.float32)}
+def nothing(n):
+    return iter(())
+"""
+
+
+class Quiet:
+    def progress(self, done: float, total: float, text: str = "") -> None: ...
+
+    def metric(self, name: str, value: float, step: int = 0) -> None: ...
+
+    def message(self, text: str) -> None: ...
+
+
+class Bench:
+    """A recipe with a trained checkpoint, and steps run on it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._count = folder, 0
+        self.recipe = folder / "recipe"
+        self.recipe.mkdir()
+        (self.recipe / "model.py").write_text(NETWORK)
+        (self.recipe / "user_functions.py").write_text(USER)
+        torch.manual_seed(0)
+        network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        self.checkpoint = folder / "checkpoint"
+        self.checkpoint.mkdir()
+        save_file(network.state_dict(), self.checkpoint / "model.safetensors")
+
+    def run(self, step: Any, spec: Mapping[str, Any], **inputs: Path) -> StepResult:
+        self._count += 1
+        work, out = self.folder / f"work-{self._count}", self.folder / f"out-{self._count}"
+        work.mkdir()
+        out.mkdir()
+        kind = step.__name__.rpartition(".")[2]
+        site = SiteInfo("local", True, self.folder)
+        return step.run(StepContext(kind, kind, spec, self.recipe, inputs, work, out, site, 1, Quiet()))
+
+    def exported(self) -> Path:
+        done = self.run(export, {"model": MODEL, "targets": TARGETS}, checkpoint=self.checkpoint)
+        return done.outputs["onnx"].folder
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return Bench(tmp_path_factory.mktemp("bench"))
+
+
+@pytest.fixture(scope="module")
+def onnx(bench: Bench) -> Path:
+    return bench.exported()
+
+
+def report(done: StepResult) -> dict[str, Any]:
+    return json.loads((done.outputs["report"].folder / "report.json").read_text())
+
+
+def test_preflight_names_each_check_with_its_evidence(bench: Bench) -> None:
+    done = bench.run(preflight, {"model": MODEL, "targets": TARGETS})
+    checks = {row["check"]: row["evidence"] for row in report(done)["checks"]}
+    assert list(checks) == ["exports", "opset", "reads back", "runs"]
+    assert f"read back {done.facts['opset']}; npu parse" in checks["opset"]
+    assert "Gemm 2" in checks["reads back"]
+    assert checks["runs"] == "outputs y [2, 2]"
+    assert done.facts["parameters"] == 4 * 8 + 8 + 8 * 2 + 2
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"outputs": {"y": {"dtype": "float32", "shape": ["batch", 3]}}}, OrchestratorError, "y"),
+        ({"inputs": {"x": {"dtype": "float32", "shape": ["batch", 5]}}}, OrchestratorError, "mat1 and mat2|shape"),
+        ({"factory": "model:absent"}, UserCodeError, "absent"),
+    ],
+)
+def test_preflight_refuses_what_does_not_fit(
+    bench: Bench, change: dict[str, Any], error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        bench.run(preflight, {"model": {**MODEL, **change}, "targets": TARGETS})
+
+
+def test_export_reads_back_an_opset_that_the_target_parses(bench: Bench, onnx: Path) -> None:
+    facts = json.loads((onnx / "onnx.json").read_text())
+    assert facts["opset"] <= 18
+    assert [spec["name"] for spec in facts["inputs"]] == ["x"]
+    assert OnnxModel(onnx / "model.onnx")({"x": np.zeros((3, 4), np.float32)})["y"].shape == (3, 2)
+
+
+def test_evaluate_gives_the_same_on_torch_and_on_onnx(bench: Bench, onnx: Path) -> None:
+    spec = {"model": MODEL, "entrypoint": "user_functions:evaluate", "gates": []}
+    on_torch = bench.run(evaluate, spec, checkpoint=bench.checkpoint)
+    on_onnx = bench.run(evaluate, {**spec, "model": None}, onnx=onnx)
+    assert on_torch.metrics["accuracy"] == on_onnx.metrics["accuracy"] == 1.0
+    assert on_torch.metrics["mean"] == pytest.approx(on_onnx.metrics["mean"], rel=1e-5)
+    assert (on_torch.facts["model"], on_onnx.facts["model"]) == ("torch", "onnx")
+
+
+def test_a_metric_that_is_not_finite_stops_here(bench: Bench) -> None:
+    with pytest.raises(GateError, match="metric accuracy is nan"):
+        bench.run(
+            evaluate, {"model": MODEL, "entrypoint": "user_functions:broken", "gates": []}, checkpoint=bench.checkpoint
+        )
+
+
+def test_weights_of_another_network_are_named(bench: Bench, tmp_path: Path) -> None:
+    save_file({"0.weight": torch.zeros(8, 4)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserCodeError, match=r"missing: 0\.bias, 2\.bias, 2\.weight"):
+        bench.run(export, {"model": MODEL, "targets": TARGETS}, checkpoint=tmp_path)
+
+
+def test_parity_holds_for_a_true_export(bench: Bench, onnx: Path) -> None:
+    spec = {"model": MODEL, "targets": TARGETS, "samples": "user_functions:samples", "samples_count": 8}
+    done = bench.run(parity, spec, checkpoint=bench.checkpoint, onnx=onnx)
+    found = report(done)
+    assert found["samples"] == 8
+    assert found["verdict"]["passed"]
+    assert found["metrics"]["y"]["worst_sqnr_db"] >= 80
+    assert done.metrics["max_abs.y"] < 1e-5
+
+
+def test_parity_says_by_how_much_a_false_export_is_off(bench: Bench, onnx: Path, tmp_path: Path) -> None:
+    tensors = load_file(bench.checkpoint / "model.safetensors")
+    tensors["2.bias"] = tensors["2.bias"] + 0.05
+    save_file(tensors, tmp_path / "model.safetensors")
+    spec = {"model": MODEL, "targets": TARGETS, "samples": "user_functions:samples", "samples_count": 8}
+    with pytest.raises(GateError, match=r"SQNR -?[\d.]+ dB at sample \d+, asked 80 dB") as error:
+        bench.run(parity, spec, checkpoint=tmp_path, onnx=onnx)
+    assert error.value.details["minimum"]["y"]["min_sqnr_db"] < 80
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "says"),
+    [("wrong_shape", GateError, "sample 0 of .*'x'"), ("nothing", UserCodeError, "gave no sample")],
+)
+def test_samples_that_do_not_fit_are_refused(
+    bench: Bench, onnx: Path, function: str, error: type[Exception], says: str
+) -> None:
+    spec = {"model": MODEL, "targets": [], "samples": f"user_functions:{function}", "samples_count": 8}
+    with pytest.raises(error, match=says):
+        bench.run(parity, spec, checkpoint=bench.checkpoint, onnx=onnx)
+
+
+def test_a_bundle_holds_what_torch_answered_to_real_samples(bench: Bench, onnx: Path, tmp_path: Path) -> None:
+    spec = {"model": MODEL, "targets": TARGETS, "name": "tiny", "description": ""}
+    spec |= {"samples": "user_functions:samples", "samples_count": 4}
+    inputs = {"onnx": onnx, "checkpoint": bench.checkpoint}
+    done = bench.run(bundle, spec, **inputs)
+    again = bench.run(bundle, spec, **inputs)
+    assert done.facts["bundle"] == again.facts["bundle"], "the same content has the same name"
+    folder = unpack(done.outputs["bundle"].folder, tmp_path, expected=str(done.facts["bundle"]))
+    golden = read_golden(folder / "golden.safetensors")
+    assert golden.count == 4
+    served = OnnxModel(folder / "model.onnx")(golden.inputs)
+    np.testing.assert_allclose(served["y"], golden.outputs["y"], atol=1e-5)
+    assert (folder / "model.safetensors").exists()
+    assert done.facts["golden_real"] is True
+
+
+def test_a_graph_without_samples_gets_synthetic_ones_and_says_so(bench: Bench, onnx: Path) -> None:
+    spec = {"model": None, "targets": [], "name": "tiny", "description": "", "samples": None, "samples_count": 4}
+    facts = bench.run(bundle, spec, onnx=onnx).facts
+    assert (facts["golden_real"], facts["reference"], facts["golden_samples"]) == (False, "onnx", 4)
+
+
+def test_sources_of_every_kind(bench: Bench, onnx: Path) -> None:
+    weights = load_file(bench.checkpoint / "model.safetensors")
+    torch.save({"state_dict": {f"module.{k}": v for k, v in weights.items()}}, bench.recipe / "old.pt")
+    shutil.copyfile(bench.checkpoint / "model.safetensors", bench.recipe / "new.safetensors")
+    shutil.copyfile(onnx / "model.onnx", bench.recipe / "graph.onnx")
+    for kind, name in (("checkpoint", "old.pt"), ("safetensors", "new.safetensors")):
+        done = bench.run(source, {"source": {kind: name}, "model": MODEL})
+        found = load_file(done.outputs["checkpoint"].folder / "model.safetensors")
+        assert all(torch.equal(found[key], weights[key]) for key in weights)
+    done = bench.run(source, {"source": {"onnx": "graph.onnx"}})
+    assert OnnxModel(done.outputs["onnx"].folder / "model.onnx").outputs[0].name == "y"
+
+
+def test_a_source_with_code_in_it_is_never_loaded(bench: Bench) -> None:
+    torch.save({"model": Quiet()}, bench.recipe / "object.pt")
+    with pytest.raises(UserCodeError, match="Python objects, which are never loaded"):
+        bench.run(source, {"source": {"checkpoint": "object.pt"}, "model": MODEL})
+    with pytest.raises(UserCodeError, match="there is no"):
+        bench.run(source, {"source": {"onnx": "absent.onnx"}})
