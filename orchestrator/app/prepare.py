@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.app.known import KnownState
-from orchestrator.app.sources import data_identities, source_digests
+from orchestrator.app.sources import data_identities, source_digests, source_identity
 from orchestrator.app.wiring import Workplace
 from orchestrator.core.digests import sha256_json
 from orchestrator.environment import check_against
@@ -56,7 +56,8 @@ def prepare(workplace: Workplace, recipe_path: Path, set_: Sequence[str] = ()) -
     recipe, environment = loaded.recipe, workplace.environment
     check_against(loaded, environment)
     data = data_identities(recipe, loaded.folder)
-    drafts = make_drafts(recipe, environment, source_digests(recipe, loaded.folder), data)
+    origin = source_identity(recipe, loaded.folder)
+    drafts = make_drafts(recipe, environment, source_digests(recipe, loaded.folder), data, origin)
     return Prepared(
         workplace,
         loaded,

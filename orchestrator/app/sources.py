@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from orchestrator.core.digests import sha256_file, sha256_json
+from orchestrator.core.digests import is_digest, sha256_file, sha256_json
 from orchestrator.core.errors import RecipeError
 from orchestrator.core.files import regular_files
 from orchestrator.plan.fingerprint import package_version
@@ -36,9 +37,28 @@ def data_identities(recipe: Recipe, folder: Path) -> dict[str, str]:
         RecipeError: A file or folder is not there.
     """
     return {
-        name: f"{data.uri}@{data.digest}" if data.digest else _identity(name, data.uri, folder)
+        name: f"{data.uri}@{data.digest}" if data.digest else _identity(f"data.{name}", data.uri, folder)
         for name, data in recipe.data.items()
     }
+
+
+def source_identity(recipe: Recipe, folder: Path) -> dict[str, str]:
+    """Return what identifies the recipe's `source:`; empty where it has none.
+
+    A file by its content. A registered model by its version; an alias may point elsewhere a moment later, so a plan
+    never takes it for known: the model is fetched again, and what follows is reused when its bytes are the same.
+
+    Raises:
+        RecipeError: The file or folder is not there.
+    """
+    source = recipe.source
+    if source is None:
+        return {}
+    if source.mlflow is not None:
+        fixed = "@" not in source.mlflow
+        return {"source": source.mlflow if fixed else f"{source.mlflow} at {time.time_ns()}"}
+    path = source.checkpoint or source.safetensors or source.onnx or ""
+    return {"source": path if is_digest(path) else _identity("source", f"file:{path}", folder)}
 
 
 def _identity(name: str, uri: str, folder: Path) -> str:
@@ -54,5 +74,5 @@ def _identity(name: str, uri: str, folder: Path) -> str:
     if path.is_dir():
         return f"{uri}@{sha256_json({p.relative_to(path).as_posix(): sha256_file(p) for p in regular_files(path)})}"
     raise RecipeError(
-        f"data.{name}: there is no {path}", place=str(folder), hint="correct the uri, or put the data there"
+        f"{name}: there is no {path}", place=str(folder), hint="correct the recipe, or put the file there"
     )

@@ -18,7 +18,11 @@ _GOLDEN_SAMPLES: Final = 16
 
 
 def make_drafts(
-    recipe: Recipe, environment: Environment, sources: SourceDigests, data: Mapping[str, str]
+    recipe: Recipe,
+    environment: Environment,
+    sources: SourceDigests,
+    data: Mapping[str, str],
+    origin: Mapping[str, str] | None = None,
 ) -> list[Draft]:
     """Return the recipe's steps.
 
@@ -27,21 +31,28 @@ def make_drafts(
         environment: Where it runs.
         sources: Digests of the user's files.
         data: Identity of each dataset that the recipe declares.
+        origin: Identity of what the recipe's `source:` names.
 
     Raises:
         PlanError: A part that another part needs is absent.
     """
-    return _Drafts(recipe, environment, sources, data).all()
+    return _Drafts(recipe, environment, sources, data, origin or {}).all()
 
 
 class _Drafts:
     def __init__(
-        self, recipe: Recipe, environment: Environment, sources: SourceDigests, data: Mapping[str, str]
+        self,
+        recipe: Recipe,
+        environment: Environment,
+        sources: SourceDigests,
+        data: Mapping[str, str],
+        origin: Mapping[str, str],
     ) -> None:
         self._recipe = recipe
         self._environment = environment
         self._sources = sources
         self._data = data
+        self._origin = origin
         self._site = train_site(environment)
         self._own = tuple(step.name for step in recipe.steps)
         self._torch = recipe.model is not None and not (recipe.source is not None and recipe.source.is_graph)
@@ -128,7 +139,7 @@ class _Drafts:
         if source.mlflow is not None:
             spec["tracking_uri"] = self._environment.tracking.uri
         after = (*self._own, "preflight") if self._torch else self._own
-        return self._worker("source", spec, entrypoints=[], after=after)
+        return self._worker("source", spec, entrypoints=self._factories(), after=after, data=self._origin)
 
     def _evaluate(self) -> Draft:
         evaluate = self._recipe.evaluate
@@ -199,6 +210,7 @@ class _Drafts:
         inputs: tuple[Input, ...] = (),
         after: tuple[str, ...] = (),
         timeout_s: float = 0.0,
+        data: Mapping[str, str] | None = None,
     ) -> Draft:
         return Draft(
             name=kind,
@@ -208,7 +220,7 @@ class _Drafts:
             inputs=inputs,
             after=after,
             sources=self._sources(entrypoints, ()) if entrypoints else {},
-            data=self._data if kind in {"evaluate", "bundle", "parity"} else {},
+            data=data or (self._data if kind in {"evaluate", "bundle", "parity"} else {}),
             retries=Retries(infra=1),
             timeout_s=timeout_s,
         )

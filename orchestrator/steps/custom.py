@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from orchestrator.core.errors import UserCodeError
+from orchestrator.core.processes import die_with_parent
 from orchestrator.steps.api import FILES, Output, StepContext, StepResult
 from orchestrator.steps.user_code import load_entrypoint, user_code
 from orchestrator.steps.user_step import StepRun
@@ -63,6 +64,7 @@ def _run_program(ctx: StepContext, params: dict[str, Any], out: str) -> None:
             stdin=subprocess.DEVNULL,
             stderr=file,
             check=False,
+            preexec_fn=die_with_parent,
         )
     said = errors.read_bytes()
     sys.stderr.write(said.decode(errors="replace"))

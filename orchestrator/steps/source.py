@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from orchestrator.core.errors import TrackingError, UserCodeError
+from orchestrator.bundle.store import Store
+from orchestrator.core.digests import is_digest
+from orchestrator.core.errors import TrackingError, UsageError, UserCodeError
 from orchestrator.core.files import write_json
 from orchestrator.core.manifest import MANIFEST_NAME
 from orchestrator.steps.api import CHECKPOINT, ONNX, Output, StepContext, StepResult
@@ -33,6 +35,8 @@ def run(ctx: StepContext) -> StepResult:
 
 
 def _local(ctx: StepContext, where: str) -> Path:
+    if is_digest(where):
+        return Store(ctx.site.state / str(ctx.spec.get("store", "store"))).path(where)
     path = Path(where) if Path(where).is_absolute() else ctx.recipe_dir / where
     if not path.exists():
         raise UserCodeError(f"there is no {path}", place=ctx.step, hint="correct `source:` in the recipe")
@@ -83,16 +87,27 @@ def _weights_file(path: Path) -> Path:
 
 
 def _from_mlflow(ctx: StepContext, uri: str) -> Path:
+    from orchestrator.tracking.client import prepare_environment
+
+    prepare_environment()  # time-outs and retries: by default MLflow is silent for four minutes
     import mlflow
     from mlflow import artifacts
     from mlflow.exceptions import MlflowException
 
     folder = ctx.work / "mlflow"
-    folder.mkdir(exist_ok=True)
-    mlflow.set_tracking_uri(str(ctx.spec["tracking_uri"]))
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier attempt; an alias may have moved
+    folder.mkdir()
+    mlflow.set_tracking_uri(_tracking_uri(ctx))
     try:
         return Path(artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder)))
     except MlflowException as error:
         raise TrackingError(
             f"{uri}: {error.message}", place=ctx.step, hint="check the name, the alias and MLflow"
         ) from error
+
+
+def _tracking_uri(ctx: StepContext) -> str:
+    uri = str(ctx.spec["tracking_uri"])
+    if uri == "none":
+        raise UsageError("the environment has no MLflow", place="tracking.uri", hint="name it, or use another source")
+    return f"sqlite:///{ctx.site.state / 'mlflow.db'}" if uri == "sqlite" else uri

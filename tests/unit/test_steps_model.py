@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from orchestrator.bundle.golden import read_golden
 from orchestrator.bundle.oci import unpack
-from orchestrator.core.errors import GateError, OrchestratorError, UserCodeError
+from orchestrator.bundle.store import Store
+from orchestrator.core.errors import GateError, OrchestratorError, TrackingError, UserCodeError
 from orchestrator.graph.run_onnx import OnnxModel
 from orchestrator.steps import bundle, evaluate, export, parity, preflight, source
-from orchestrator.steps.api import SiteInfo, StepContext, StepResult
+from orchestrator.steps.api import CHECKPOINT, SiteInfo, StepContext, StepResult
 
 MODEL = {
     "factory": "model:build",
@@ -227,3 +228,31 @@ def test_a_source_with_code_in_it_is_never_loaded(bench: Bench) -> None:
         bench.run(source, {"source": {"checkpoint": "object.pt"}, "model": MODEL})
     with pytest.raises(UserCodeError, match="there is no"):
         bench.run(source, {"source": {"onnx": "absent.onnx"}})
+
+
+def test_a_checkpoint_of_ours_is_found_by_its_digest(bench: Bench, tmp_path: Path) -> None:
+    copy = shutil.copytree(bench.checkpoint, tmp_path / "copy")
+    digest = Store(bench.folder / "store").commit(copy, CHECKPOINT).digest
+    done = bench.run(source, {"source": {"checkpoint": digest}, "model": MODEL})
+    assert (done.outputs["checkpoint"].folder / "model.safetensors").exists()
+
+
+def test_a_registered_model_is_fetched_by_its_alias(bench: Bench, tmp_path: Path, monkeypatch: Any) -> None:
+    import mlflow
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{bench.folder / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    mlflow.set_tracking_uri(uri)
+    client = MlflowClient(uri)
+    run = client.create_run(client.create_experiment("tiny", artifact_location=str(tmp_path)))
+    client.log_artifact(run.info.run_id, str(bench.checkpoint / "model.safetensors"), "checkpoint")
+    client.create_registered_model("tiny")
+    version = client.create_model_version("tiny", f"{run.info.artifact_uri}/checkpoint", run.info.run_id)
+    client.set_registered_model_alias("tiny", "champion", version.version)
+    spec = {"source": {"mlflow": "models:/tiny@champion"}, "model": MODEL, "tracking_uri": "sqlite"}
+    done = bench.run(source, spec)
+    found = load_file(done.outputs["checkpoint"].folder / "model.safetensors")
+    assert set(found) == {"0.bias", "0.weight", "2.bias", "2.weight"}
+    with pytest.raises(TrackingError, match="tiny@challenger"):
+        bench.run(source, {**spec, "source": {"mlflow": "models:/tiny@challenger"}})
