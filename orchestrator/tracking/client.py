@@ -7,6 +7,7 @@ a deadline over all requests of a call, and a breaker that spares the next calls
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import threading
@@ -17,6 +18,7 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
+from orchestrator.core import faults
 from orchestrator.core.errors import TrackingError, Unreachable
 from orchestrator.core.redact import redact_text, redact_url
 
@@ -157,6 +159,7 @@ class Session:
         self._running = None
         if outcome.error is not None:
             raise _translate(outcome.error, what, self.uri)
+        faults.point("tracking.reply")
         return outcome.value
 
     def _remaining_s(self) -> float:
@@ -170,6 +173,7 @@ class Session:
             raise Unreachable(f"{what}: the time budget is spent", place=redact_url(self.uri))
         if self._pool is None:
             self._pool = ThreadPool(1)
+            atexit.register(self._pool.close)  # closes at exit without waiting for a request that is stuck
         outcome = self._running = _Outcome(what)
         self._pool.apply_async(work, callback=outcome.succeed, error_callback=outcome.fail)
         return outcome

@@ -13,6 +13,7 @@ from orchestrator.tracking.call import Call, Record
 from orchestrator.tracking.copies import put_model_files
 from orchestrator.tracking.limits import NOTE, fit_note
 from orchestrator.tracking.lineage import Lineage
+from orchestrator.tracking.measures import put_headlines
 from orchestrator.tracking.models import put_model_tags, record_key
 from orchestrator.tracking.notes import execution_note, model_note, step_note
 from orchestrator.tracking.pages import experiment_page, model_page, run_page
@@ -48,6 +49,7 @@ def mirror(call: Call) -> None:
             _put_note(call, record, step_note(call, lineage, step))
     _notes(call, lineage)
     with call.keeping(run):
+        put_headlines(call, run)
         _put_note(call, run, execution_note(call, lineage))
         _files(call, run)
         put_status(call, run, snapshot.state, snapshot.ended_at_ms)

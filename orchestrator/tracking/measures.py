@@ -41,13 +41,16 @@ def put_curves(call: Call, record: Record, step: StepSnapshot) -> None:
 
 
 def _send_points(call: Call, record: Record, points: Sequence[MetricPoint]) -> None:
-    def send() -> None:
-        from mlflow.entities import Metric
+    content = [[p.name, repr(p.value), p.step, p.t_ms] for p in points]
+    call.once(record, "latest points", content, lambda: _send_all(call, record, points))
 
-        metrics = [Metric(safe_key(p.name), p.value, p.t_ms, p.step) for p in points]
-        call.session.run(f"metrics of {record.key}", lambda c: c.log_batch(record.id, metrics=metrics))
 
-    call.once(record, "latest points", [[p.name, repr(p.value), p.step, p.t_ms] for p in points], send)
+def _send_all(call: Call, record: Record, points: Sequence[MetricPoint]) -> None:
+    from mlflow.entities import Metric
+
+    for some in batches(points, METRICS_PER_BATCH):
+        metrics = [Metric(safe_key(p.name), p.value, p.t_ms, p.step) for p in some]
+        call.session.run(f"metrics of {record.key}", lambda c, metrics=metrics: c.log_batch(record.id, metrics=metrics))
 
 
 def put_summary(call: Call, record: Record, step: StepSnapshot, models: Sequence[str]) -> None:
@@ -81,14 +84,15 @@ def _send_summary(
 ) -> None:
     from mlflow.entities import Metric
 
-    last = {point.name: point.step for point in step.metrics}
+    # after the curve's last point, or the page would show that one as the latest; clocks of two machines may differ
+    last = {point.name: (point.step, max(point.t_ms + 1, time_ms)) for point in step.metrics}
     data = step.datasets[0] if len(step.datasets) == 1 else None
     metrics = [
         Metric(
             safe_key(name),
             value,
-            time_ms,
-            last.get(name, 0),
+            last.get(name, (0, time_ms))[1],
+            last.get(name, (0, time_ms))[0],
             model_id=model or None,
             dataset_name=data.name if data and model else None,
             dataset_digest=dataset_digest(data) if data and model else None,
@@ -98,6 +102,19 @@ def _send_summary(
     ]
     for some in batches(metrics, METRICS_PER_BATCH):
         call.session.run(f"summary of {record.key}", lambda c, some=some: c.log_batch(record.id, metrics=some))
+
+
+def put_headlines(call: Call, run: Record) -> None:
+    """Log the final figures of all steps at the execution too (`evaluate/accuracy`), where executions are compared."""
+    steps = [step for step in call.snapshot.steps if step.summary and step.ended_at_ms is not None]
+    points = [
+        MetricPoint(f"{step.name}/{name}", value, 0, step.ended_at_ms or 0)
+        for step in steps
+        for name, value in sorted(step.summary.items())
+    ]
+    content = [[p.name, repr(p.value), p.t_ms] for p in points]
+    if points:
+        call.once(run, "headlines", content, lambda: _send_all(call, run, points))
 
 
 def dataset_digest(data: Dataset) -> str:

@@ -16,7 +16,6 @@ from typing import Final
 import httpx
 
 from orchestrator.core.errors import TrackingError
-from orchestrator.core.processes import die_with_parent
 from orchestrator.tracking.pages import page_urls
 
 __all__ = ["Ui", "page_urls", "serve_ui"]
@@ -96,13 +95,12 @@ def serve_ui(
     with log.open("wb") as output:
         process = subprocess.Popen(
             _command(uri, artifact_root or database.with_name("mlartifacts"), host, port),
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # held open: see ui_server
             stdout=output,
             stderr=output,
             cwd=database.parent,
             env={**os.environ, **_LEAN},
             start_new_session=True,
-            preexec_fn=die_with_parent,  # noqa: PLW1509  # one prctl call, before any thread of the child
         )
     ui = Ui(url, process)
     try:
@@ -115,7 +113,7 @@ def serve_ui(
 
 def _command(uri: str, artifact_root: Path, host: str, port: int) -> list[str]:
     return [
-        *(sys.executable, "-m", "mlflow", "server"),
+        *(sys.executable, "-m", "orchestrator.tracking.ui_server"),
         *("--backend-store-uri", uri),
         *("--artifacts-destination", str(artifact_root)),
         *("--host", host, "--port", str(port), "--workers", "1"),

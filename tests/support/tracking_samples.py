@@ -225,3 +225,11 @@ def until(snapshot: ExecutionSnapshot, name: str, *, points: int = 0) -> Executi
                 )
             )
     return dataclasses.replace(snapshot, state="running", ended_at_ms=None, steps=tuple(steps))
+
+
+def small(snapshot: ExecutionSnapshot) -> ExecutionSnapshot:
+    """The same execution with train, export, register and deploy alone, where a test repeats it often."""
+    steps = {step.name: step for step in snapshot.steps}
+    onnx = steps["export"].outputs
+    last = [dataclasses.replace(steps[name], inputs=onnx) for name in ("register", "deploy")]
+    return dataclasses.replace(snapshot, steps=(steps["train"], steps["export"], *last))
