@@ -21,7 +21,7 @@ from peers import ROOT, peer_environment
 
 PEERS = {
     "dvc": (["dvc"], ["dvc", "--help"]),
-    "olive": (["olive-ai"], ["olive", "--help"]),
+    "olive": (["olive-ai", "requests"], ["olive", "--help"]),
     "prefect": (["prefect"], ["prefect", "--help"]),
     "dstack": (["dstack"], ["dstack", "--help"]),
     "zenml": (["zenml"], ["zenml", "--help"]),
