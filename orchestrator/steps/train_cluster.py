@@ -28,6 +28,8 @@ _DRIVER_SETTINGS: Final = {
     # The user's code runs in the recipe's folder, not in one of Ray's.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    # Ray would log every print() of a worker twice.
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
 }
 
 

@@ -180,7 +180,7 @@ def test_a_torchrun_style_script_runs_unchanged(training: Training) -> None:
 
 
 def test_a_script_that_fails_says_why(training: Training) -> None:
-    events = training.run({"fill": 7.0, "fail": True}, entrypoint=None, command=["python", "script.py"])
+    events = training.run({"fill": 7.0, "fail": True}, entrypoint=None, workers=1, command=["python", "script.py"])
     (failed,) = of(events, "failed")
     assert failed["error"]["error"] == "UserCodeError"
     assert "exit code 1: no data in the folder" in failed["error"]["message"]
