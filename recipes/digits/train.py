@@ -59,4 +59,4 @@ def samples(n: int) -> Iterator[Arrays]:
 
 
 if __name__ == "__main__":
-    user.launch(main, params={"epochs": 8, "batch": 32, "lr": 0.004, "seed": 7})
+    user.launch(main, params={"epochs": 10, "batch": 32, "lr": 0.005, "seed": 7})
