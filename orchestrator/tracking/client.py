@@ -99,6 +99,7 @@ class Session:
         self._client: Any = None
         self._pool: ThreadPool | None = None
         self._running: _Outcome | None = None
+        self._uploads: dict[str, _Outcome] = {}
         self._deadline = 0.0
         self._failures = 0
         self._open_until = 0.0
@@ -148,15 +149,21 @@ class Session:
                 under way, is waited for and not repeated.
             request: As for `run`.
         """
-        running = self._running
-        if running is None or running.key != what or running.error is not None:
-            running = self._submit(what, lambda: _with_timeout(_UPLOAD_TIMEOUT_S, lambda: request(self._open())))
-        return self._wait(what, running)
+        outcome = self._uploads.get(what)
+        if outcome is None or outcome.error is not None:
+            outcome = self._submit(what, lambda: _with_timeout(_UPLOAD_TIMEOUT_S, lambda: request(self._open())))
+            self._uploads[what] = outcome
+        try:
+            return self._wait(what, outcome)
+        finally:
+            if outcome.done.is_set():
+                self._uploads.pop(what, None)
 
     def _wait(self, what: str, outcome: _Outcome) -> Any:
         if not outcome.done.wait(self._remaining_s()):
             raise Unreachable(f"{what}: no answer within the time budget", place=redact_url(self.uri))
-        self._running = None
+        if self._running is outcome:
+            self._running = None
         if outcome.error is not None:
             raise _translate(outcome.error, what, self.uri)
         faults.point("tracking.reply")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from orchestrator.core.redact import redact
 from orchestrator.tracking.call import KEY_TAG, Call, Record
-from orchestrator.tracking.limits import PARAM_MAX_CHARS, fit, safe_model_name
+from orchestrator.tracking.limits import PARAM_MAX_CHARS, safe_key, safe_model_name, safe_value
 from orchestrator.tracking.lineage import Lineage
 from orchestrator.tracking.snapshot import ArtifactRef
 
@@ -66,7 +66,7 @@ def _create(call: Call, lineage: Lineage, ref: ArtifactRef, run_id: str | None) 
         "orch.parents": json.dumps([call.model_ids[parent] for parent in parents if parent in call.model_ids]),
         "orch.parent_digests": json.dumps(list(parents)),
     }
-    params = fit({name: _text(value) for name, value in ref.facts.items()}, PARAM_MAX_CHARS, "facts").values
+    params = {safe_key(name): _fact(name, value) for name, value in ref.facts.items()}
     name = safe_model_name(f"{call.snapshot.recipe}-{ref.kind}")
     model = call.session.run(
         f"create model {ref.digest}",
@@ -77,8 +77,11 @@ def _create(call: Call, lineage: Lineage, ref: ArtifactRef, run_id: str | None) 
     return model.model_id
 
 
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(redact(value), sort_keys=True, default=str)
+def _fact(name: str, value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(redact(value, name), sort_keys=True, default=str)
+    if len(text) > PARAM_MAX_CHARS:
+        return f"{len(text)} characters, too long for MLflow: artifact step.json of the run that made it"
+    return safe_value(name, text)
 
 
 def put_model_tags(call: Call, record: Record, tags: dict[str, str], aspect: str) -> None:

@@ -44,12 +44,16 @@ def project(
     """
     started = time.monotonic()
     session = session_for(uri, _root(uri, artifact_root))
-    with session.lock:
+    if not session.lock.acquire(timeout=budget_s):
+        return ProjectionReport(False, ("another thread of this process is talking to MLflow",))
+    try:
         wait_s = session.breaker_s()
         if wait_s and not force:
             return ProjectionReport(False, (f"MLflow did not answer; next attempt in {wait_s:.0f} s",))
-        session.begin(budget_s)
+        session.begin(max(0.0, started + budget_s - time.monotonic()))
         return _attempt(session, Memory(mapping, uri), snapshot, started)
+    finally:
+        session.lock.release()
 
 
 def metrics_sent(mapping: ProjectionMapping, uri: str, execution: str, step: str) -> int:

@@ -125,6 +125,21 @@ def test_a_request_that_is_carried_out_after_we_gave_up(mlflow_url: str, tmp_pat
     assert counts(mlflow_url, "late") == ONCE
 
 
+def test_a_slow_upload_goes_on_and_is_not_repeated(mlflow_url: str, tmp_path: Path) -> None:  # noqa: F811
+    """A large checkpoint takes longer than a call may: the next calls wait for the same upload."""
+    snapshot, mapping = sample(tmp_path, "upload"), DictMapping()
+    with proxy_to(mlflow_url) as proxy:
+        fault = Fault(lambda method, path: method == "PUT" and path.endswith("/model.safetensors"), "delay", delay_s=5)
+        proxy.faults.append(fault)
+        first = project(snapshot, mapping, uri=proxy.url, budget_s=4)
+        assert not first.done
+        assert "deploy" in first.run_ids or fault.fired == 0  # figures and edges come before large files
+        assert until_done(snapshot, mapping, proxy.url).done
+        uploads = [path for method, path in proxy.requests if method == "PUT" and path.endswith("/model.safetensors")]
+        assert len(uploads) == 1
+    assert counts(mlflow_url, "upload") == ONCE
+
+
 def test_down_is_quick_and_the_breaker_spares_the_next_calls(tmp_path: Path) -> None:
     snapshot, mapping, uri = sample(tmp_path, "down"), DictMapping(), closed_port()
     started = time.monotonic()

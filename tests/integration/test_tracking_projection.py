@@ -52,10 +52,15 @@ class Shown:
         return self.client.get_logged_model(self.report.model_ids[self.digest(kind)])
 
 
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('life')}/mlflow.db"
+
+
 @pytest.fixture(scope="module", params=["server", "sqlite"])
-def shown(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Shown:
+def shown(request: pytest.FixtureRequest, database: str, tmp_path_factory: pytest.TempPathFactory) -> Shown:
     folder = tmp_path_factory.mktemp("shown")
-    uri = session_server().url if request.param == "server" else f"sqlite:///{folder}/mlflow.db"
+    uri = session_server().url if request.param == "server" else database
     recipe = f"shown-{request.param}.v1"
     events = folder / "events.ndjson"
     events.write_text('{"type": "started", "url": "https://user:hunter2@host/x"}\n')
@@ -196,11 +201,6 @@ def test_forgetting_everything_adopts_what_is_there(shown: Shown) -> None:
 
 
 # --- the life of executions; on one SQLite file -------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('life')}/mlflow.db"
 
 
 def test_a_running_execution_streams_and_is_cheap(database: str, tmp_path: Path) -> None:
@@ -347,8 +347,7 @@ def test_live_and_previous_move_forward_only(database: str, tmp_path: Path) -> N
     assert aliases()["live"] == "2"
 
 
-def test_a_wiped_server_is_filled_again(tmp_path: Path) -> None:
-    database = f"sqlite:///{tmp_path}/mlflow.db"
+def test_a_wiped_server_is_filled_again(database: str, tmp_path: Path) -> None:
     whole, mapping = named(digits(tmp_path / "store"), "wiped"), DictMapping()
     first = project(whole, mapping, uri=database, budget_s=60)
     client = client_of(database)
