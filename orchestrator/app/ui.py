@@ -35,8 +35,8 @@ def open_ui(
     with serve_ui(workplace.tracking_uri, workplace.artifact_root, port=port) as ui:
         pages = page_urls(ui.url, report)
         announce(ui.url, pages)
-        if browser and pages:
-            webbrowser.open(next(iter(pages.values())))
+        if browser and "execution" in pages:
+            webbrowser.open(pages["execution"])
         try:
             while True:
                 time.sleep(3600)

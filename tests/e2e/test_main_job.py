@@ -5,11 +5,13 @@ One project and one site for the whole file, in the order of the file; the last 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import httpx
 import numpy as np
 import pytest
 import tritonclient.http
+from support.browser import chromium, click, needs_browser, see
 from support.project import ROOT, Done, Project
 
 RECIPE = str(ROOT / "recipes" / "digits" / "recipe.yaml")
@@ -200,11 +203,47 @@ def test_three_kills_of_the_orchestrator_end_as_if_nothing_had_happened(project:
 
 
 def _epochs_committed(project: Project) -> list[int]:
-    """Epochs for which a loss was recorded, in order, over all attempts of the longest training."""
+    """Epochs that were committed, in order, over all attempts of the longest training."""
     files = (project.folder / ".orchestrate").glob("work/*/metrics.ndjson")
     found = [[json.loads(line) for line in path.read_text().splitlines()] for path in files]
     longest = max(found, key=len)
-    return [record["step"] for record in longest if record["name"] == "loss"]
+    return [record["epoch"] for record in longest if "epoch" in record]
+
+
+@needs_browser
+def test_mlflows_pages_link_training_to_checkpoint_to_onnx_to_deployment(project: Project, first: Done, tmp_path: Path):
+    """Click through the pages that `orchestrate ui` serves, in a real browser."""
+    steps = ask(project, "status", first.result["execution"])["steps"]
+    (onnx,) = [step["outputs"]["onnx"] for step in steps if step["step"] == "export"]
+    with serving_pages(project, first.result["execution"]) as pages, chromium(tmp_path / "profile") as browser:
+        browser.get(pages["step:train"])
+        see(browser, "train", "epochs", "digits", "system/cpu_utilization_percentage")
+        click(browser, "a[href*='/models/m-']")
+        see(browser, "digits-checkpoint", "export", "evaluate")
+        click(browser, f"a[href$='#/runs/{run_id(pages['step:export'])}']")
+        see(browser, "digits-checkpoint", "digits-onnx")
+        click(browser, f"a[href$='/models/{run_id(pages[f'model:{onnx}'])}']")
+        see(browser, "digits-onnx", "deploy", "opset")
+        click(browser, f"a[href$='#/runs/{run_id(pages['step:deploy'])}']")
+        see(browser, "digits-onnx", "cpu (rehearsal)", "orch.generation")
+
+
+def run_id(url: str) -> str:
+    """Return the last part of a page's address: the id of its run or model."""
+    return url.partition("?")[0].rpartition("/")[2]
+
+
+@contextlib.contextmanager
+def serving_pages(project: Project, execution: str) -> Iterator[dict[str, str]]:
+    """Run `orchestrate ui` and yield its pages by name."""
+    process = project.start("ui", execution, "--no-browser", "--json", "-e", LOCAL)
+    try:
+        assert process.stdout is not None
+        yield json.loads(process.stdout.readline())["pages"]
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    assert process.returncode == 0
 
 
 def test_the_router_serves_on_while_its_table_switches(project: Project, url: str):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.browser import chromium, needs_browser
+from support.browser import chromium, click, find, needs_browser, see
 from support.mlflow_server import mlflow_url  # noqa: F401  # a fixture
 from support.tracking_samples import DictMapping, digits
 
@@ -18,7 +17,6 @@ from orchestrator.tracking.snapshot import ProjectionReport
 from orchestrator.tracking.ui import page_urls, serve_ui
 
 pytestmark = needs_browser
-WAIT_S = 45
 
 
 @pytest.fixture
@@ -33,31 +31,6 @@ def report(mlflow_url: str, tmp_path: Path) -> ProjectionReport:  # noqa: F811
     done = project(snapshot, DictMapping(), uri=mlflow_url, budget_s=120)
     assert done.done, done.pending
     return done
-
-
-def find(browser: Any, css: str) -> Any:
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    WebDriverWait(browser, WAIT_S).until(lambda b: b.find_elements("css selector", css), f"no {css}")
-    return browser.find_elements("css selector", css)[0]
-
-
-def click(browser: Any, css: str) -> None:
-    """Click a link of MLflow's own tables (ours, in the notes, carry a query); in this tab even where it asks for another."""
-    script = "const [a] = arguments; a.removeAttribute('target'); a.scrollIntoView({block: 'center'}); a.click()"
-    browser.execute_script(script, find(browser, css))
-
-
-def see(browser: Any, *texts: str) -> None:
-    """Wait until the page says all of this."""
-    deadline = time.monotonic() + WAIT_S
-    while True:
-        body = browser.execute_script("return document.body.innerText").replace("\N{NO-BREAK SPACE}", " ")
-        missing = [text for text in texts if text not in body]
-        if not missing:
-            return
-        assert time.monotonic() < deadline, f"{browser.current_url} does not say {missing}:\n{body}"
-        time.sleep(0.1)
 
 
 def test_from_the_training_run_to_the_deployment(browser: Any, report: ProjectionReport) -> None:
