@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -12,6 +11,7 @@ from orchestrator.app.wiring import Workplace
 from orchestrator.engine.events import Event
 from orchestrator.engine.recorder import Recorder
 from orchestrator.ledger import Ledger, Owner
+from orchestrator.ledger.rows import user_name
 from orchestrator.plan.model import Draft
 
 REHEARSAL_DEVICE = "cpu (rehearsal)"
@@ -52,7 +52,7 @@ class PoolControl:
             artifact=inputs["bundle"],
             runtime="onnx-cpu",
             device=REHEARSAL_DEVICE,
-            actor=getpass.getuser(),
+            actor=user_name(),
             reason=f"execution {self._execution}",
             wait_s=60.0,
         )

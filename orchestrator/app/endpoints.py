@@ -25,7 +25,7 @@ def list_endpoints(workplace: Workplace) -> list[dict[str, Any]]:
             sites[name] = connect(workplace, name)
         except Unreachable:
             continue  # its endpoints are listed as `down`
-    with workplace.open_ledger() as ledger:
+    with workplace.look_into_ledger() as ledger:
         views = endpoints.list_endpoints(ledger, sites)
     columns = ("endpoint", "url", "generation", "bundle", "device", "pool", "state")
     return [{column: getattr(view, column) for column in columns} for view in views]
@@ -42,7 +42,7 @@ def infer_once(workplace: Workplace, endpoint: str, input_file: Path | None) -> 
     Raises:
         UsageError: Nothing is live under that name, or the file is no `.npz`.
     """
-    with workplace.open_ledger() as ledger:
+    with workplace.look_into_ledger() as ledger:
         live = ledger.generations.live(endpoint)
         if live is None:
             known = ", ".join(ledger.generations.endpoints()) or "none"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from orchestrator.app.history import going
 from orchestrator.app.wiring import Workplace
 from orchestrator.core.digests import hex_of, is_digest
 from orchestrator.ledger import Ledger
@@ -19,17 +21,21 @@ def collect(workplace: Workplace, keep_executions: int, older_than_s: float, *, 
     Args:
         workplace: Where.
         keep_executions: Per recipe, how many of the newest executions keep their results.
-        older_than_s: Nothing younger is touched, so that a running execution loses nothing.
+        older_than_s: Nothing younger is touched; nor anything younger than the oldest execution that runs now.
         remove: False = only say.
 
     Returns:
         `{removed, size_bytes, items: [{kind, name, size_bytes}]}`.
     """
-    with workplace.open_ledger() as ledger:
+    now = time.time()
+    with workplace.look_into_ledger() as ledger:
         digests, fingerprints = _kept(ledger, keep_executions)
+        older_than_s = max(older_than_s, *(now - began for began in _running_since(ledger)), 0.0)
+    for fingerprint in fingerprints:  # what a running execution has planned to reuse stands in no row of it yet
+        digests |= _outputs(workplace.store.result(fingerprint))
     work = {work_folder(workplace.work, fingerprint).name for fingerprint in fingerprints}
     bundles = {hex_of(digest) for digest in digests if is_digest(digest)}
-    before = time.time() - older_than_s
+    before = now - older_than_s
     old = _old_folders(workplace.work, work, before) + _old_folders(workplace.bundles, bundles, before)
     items = [{"kind": path.parent.name, "name": path.name, "size_bytes": _size(path)} for path in old]
     store = workplace.store
@@ -56,6 +62,16 @@ def _kept(ledger: Ledger, keep_executions: int) -> tuple[set[str], set[str]]:
         for generation in ledger.generations.list(endpoint):
             digests |= {generation.artifact, generation.bundle}
     return digests, fingerprints
+
+
+def _running_since(ledger: Ledger) -> list[float]:
+    running = (row for row in ledger.executions.list(limit=100_000) if row.state == "running")
+    return [row.created_at for row in running if going(ledger, row.id)]
+
+
+def _outputs(result: Mapping[str, object] | None) -> set[str]:
+    outputs = cast("Mapping[str, Mapping[str, str]]", result["outputs"] if result else {})
+    return {ref["digest"] for ref in outputs.values()}
 
 
 def _old_folders(root: Path, keep: set[str], before: float) -> list[Path]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import codecs
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from orchestrator.app.wiring import Workplace
-from orchestrator.core.errors import UsageError
+from orchestrator.core.errors import LedgerError, UsageError
 from orchestrator.engine.stop import CANCEL_REQUESTED
 from orchestrator.engine.transitions import ExecutionState
 from orchestrator.ledger import EventRow, ExecutionRow, Ledger, Owner
 
 _FINAL: Final = {ExecutionState.SUCCEEDED, ExecutionState.FAILED, ExecutionState.CANCELLED}
 _CANCEL_WAIT_S: Final = 30.0
+_CHUNK_BYTES: Final = 1 << 20
+_utf8: Final = codecs.getincrementaldecoder("utf-8")
 
 
 def executions(ledger: Ledger, recipe: str | None, limit: int) -> list[dict[str, Any]]:
@@ -24,7 +27,7 @@ def executions(ledger: Ledger, recipe: str | None, limit: int) -> list[dict[str,
 
 def execution(workplace: Workplace, ledger: Ledger, execution_id: str) -> dict[str, Any]:
     """Return one execution with its steps and attempts."""
-    row = ledger.executions.get(execution_id)
+    row = find_execution(ledger, execution_id)
     steps = [
         {
             "step": s.name,
@@ -54,11 +57,13 @@ def find_execution(ledger: Ledger, asked: str | None) -> ExecutionRow:
     """Return an execution by id; the latest when none is named.
 
     Raises:
-        UsageError: There is none at all.
-        LedgerError: There is none of that id.
+        UsageError: There is none, or none of that id.
     """
-    if asked:
-        return ledger.executions.get(asked)
+    if asked is not None:
+        try:
+            return ledger.executions.get(asked)
+        except LedgerError as error:
+            raise UsageError(error.message, hint=error.hint) from error
     latest = ledger.executions.latest()
     if latest is None:
         raise UsageError("nothing has been run here yet", hint="orchestrate run RECIPE")
@@ -90,24 +95,32 @@ def cancel(ledger: Ledger, execution_id: str, actor: str) -> str:
     return ledger.executions.get(execution_id).state
 
 
+def going(ledger: Ledger, execution_id: str) -> bool:
+    """Tell whether an execution runs: its state says so, and so does a live process that holds the recipe."""
+    row = ledger.executions.get(execution_id)
+    return row.state == ExecutionState.RUNNING and _somebody_runs(ledger, row.recipe)
+
+
 def log_files(workplace: Workplace, execution_id: str, step: str | None) -> list[Path]:
     """Return the logs of an execution in the order they began, of one step when named."""
     folder = workplace.execution_folder(execution_id) / "logs"
-    return sorted(folder.glob(f"{step or '*'}.*.log"), key=lambda path: path.stat().st_mtime)
+    found = [path for path in folder.glob("*.log") if step in {None, path.stem.rpartition(".")[0]}]
+    return sorted(found, key=lambda path: (path.stat().st_mtime, path.name))
 
 
 def follow(files: Callable[[], list[Path]], going: Callable[[], bool]) -> Iterator[tuple[str, str]]:
-    """Yield `(step.attempt, text)` as logs grow, until `going` says no and all is read."""
+    """Yield `(step.attempt, text)` as logs grow, until `going` says no and all is read; at most 1 MiB at a time."""
     offsets: dict[Path, int] = {}
+    decoders: dict[Path, codecs.IncrementalDecoder] = {}
     while True:
         more = going()
         for path in files():
+            decode = decoders.setdefault(path, _utf8(errors="replace")).decode
             with path.open("rb") as file:
                 file.seek(offsets.get(path, 0))
-                data = file.read()
-            offsets[path] = offsets.get(path, 0) + len(data)
-            if data:
-                yield path.name.removesuffix(".log"), data.decode(errors="replace")
+                while data := file.read(_CHUNK_BYTES):
+                    offsets[path] = file.tell()
+                    yield path.stem, decode(data)
         if not more:
             return
         time.sleep(0.2)

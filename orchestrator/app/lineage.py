@@ -57,7 +57,9 @@ def lineage(ledger: Ledger, asked: str) -> Lineage:
     rows = {digest: ledger.artifacts.get(digest) for digest in everything}
     generations = [g for endpoint in ledger.generations.endpoints() for g in ledger.generations.list(endpoint)]
     touched = [g for g in generations if g.artifact in rows or g.bundle in rows]
-    executions = dict.fromkeys(row.execution for row in rows.values() if row is not None and row.execution)
+    makers = (row.execution for row in rows.values() if row is not None and row.execution)
+    own = [asked] if _is_execution(ledger, asked) else []
+    executions = list(dict.fromkeys([*own, *makers]))
     return Lineage(
         subject=asked,
         artifacts=[_artifact(ledger, digest, rows[digest]) for digest in back],
@@ -82,9 +84,8 @@ def _seeds(ledger: Ledger, asked: str) -> list[str]:
     by_prefix = [row.digest for row in _all_artifacts(ledger) if row.digest.startswith(f"sha256:{asked}")]
     if len(asked) >= 6 and by_prefix:
         return by_prefix
-    made = _made_by(ledger, asked)
-    if made:
-        return made
+    if _is_execution(ledger, asked):
+        return [digest for step in ledger.executions.steps(asked) for digest in step.outputs.values()]
     if asked in ledger.generations.endpoints():
         live = ledger.generations.live(asked)
         if live is not None:
@@ -95,12 +96,12 @@ def _seeds(ledger: Ledger, asked: str) -> list[str]:
     )
 
 
-def _made_by(ledger: Ledger, execution: str) -> list[str]:
+def _is_execution(ledger: Ledger, asked: str) -> bool:
     try:
-        ledger.executions.get(execution)
+        ledger.executions.get(asked)
     except LedgerError:
-        return []
-    return [digest for step in ledger.executions.steps(execution) for digest in step.outputs.values()]
+        return False
+    return True
 
 
 def _all_artifacts(ledger: Ledger) -> Sequence[ArtifactRow]:

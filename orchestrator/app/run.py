@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import math
 import socket
 import time
@@ -13,11 +12,12 @@ from typing import Any, Final
 
 from orchestrator.app.control_steps import PoolControl
 from orchestrator.app.git import git_state
+from orchestrator.app.history import find_execution, log_files
 from orchestrator.app.prepare import Prepared, prepare
 from orchestrator.app.projection import BUDGET_S, Projection
 from orchestrator.app.site_gate import BackgroundSite
-from orchestrator.app.wiring import open_workplace
-from orchestrator.core.errors import UsageError
+from orchestrator.app.wiring import Workplace, open_workplace
+from orchestrator.core.errors import OrchestratorError, UsageError
 from orchestrator.core.ids import new_execution_id
 from orchestrator.engine.events import Observer
 from orchestrator.engine.recorder import Recorder
@@ -25,6 +25,7 @@ from orchestrator.engine.run import LEASE_TTL_S, Engine, Job
 from orchestrator.engine.stop import StopRequests
 from orchestrator.engine.transitions import ExecutionState
 from orchestrator.ledger import ExecutionRow, Holder, Lease, Ledger, Owner
+from orchestrator.ledger.rows import user_name
 from orchestrator.plan.model import Plan
 
 _REUSED_WAIT_S: Final = 1.0
@@ -104,6 +105,9 @@ def run(request: RunRequest, watch: Watch) -> RunReport:
             projection = Projection.start(workplace, execution)
             try:
                 _execute(request, prepared, plan, recorder)
+            except OrchestratorError as error:
+                error.details |= _whereabouts(workplace, ledger, execution)
+                raise
             finally:
                 tracking = projection.finish(_REUSED_WAIT_S if plan.all_reused else BUDGET_S)
         return _report(ledger, execution, time.monotonic() - began, tracking)
@@ -132,6 +136,17 @@ def _execute(request: RunRequest, prepared: Prepared, plan: Plan, recorder: Reco
     Engine(job, recorder, stop, site, PoolControl(workplace, recorder.ledger, execution)).run()
 
 
+def _whereabouts(workplace: Workplace, ledger: Ledger, execution: str) -> dict[str, str]:
+    """Return the execution that failed, the step and its log, as far as there are any."""
+    failed = [step for step in ledger.executions.steps(execution) if step.state == "failed"]
+    logs = log_files(workplace, execution, failed[0].name) if failed else []
+    return {
+        "execution": execution,
+        **({"step": failed[0].name} if failed else {}),
+        **({"log": str(logs[-1])} if logs else {}),
+    }
+
+
 def _execution(request: RunRequest, prepared: Prepared, ledger: Ledger, lease: Lease) -> str:
     """Return the execution to work on: the named one, one that was cut off, or a new one."""
     if request.execution:
@@ -157,11 +172,11 @@ def _row(request: RunRequest, prepared: Prepared, execution: str) -> ExecutionRo
         recipe=prepared.name,
         recipe_sha256=prepared.recipe_sha256,
         recipe_text=prepared.loaded.text,
-        recipe_path=str(request.recipe.resolve()),
+        recipe_path=str(request.recipe.absolute()),  # a link stays one: the code lies beside it
         environment=prepared.workplace.name,
         environment_sha256=prepared.environment_sha256,
         plan={"set": list(request.set_), "steps": [draft.name for draft in prepared.drafts]},
-        user=getpass.getuser(),
+        user=user_name(),
         host=socket.gethostname(),
         git=git_state(prepared.loaded.folder),
         state=ExecutionState.RUNNING,
@@ -197,11 +212,10 @@ def resume_request(execution: str, environment: Path | None, *, no_wait: bool = 
     """Turn an execution's id into the request that goes on with it.
 
     Raises:
-        UsageError: It has succeeded, or its recipe file is gone.
-        LedgerError: There is no such execution.
+        UsageError: There is none of that id, it has succeeded, or its recipe file is gone.
     """
-    with open_workplace(environment).open_ledger() as ledger:
-        row = ledger.executions.get(execution)
+    with open_workplace(environment).look_into_ledger() as ledger:
+        row = find_execution(ledger, execution)
     if row.state == ExecutionState.SUCCEEDED:
         raise UsageError(f"execution {execution} has succeeded; there is nothing to resume", hint="use `run`")
     path = Path(row.recipe_path)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from orchestrator.bundle.store import Store
-from orchestrator.core.errors import PlanError
+from orchestrator.core.errors import InfraError, PlanError
 from orchestrator.core.files import private_folder
 from orchestrator.environment import Environment, load_environment
 
@@ -69,9 +72,30 @@ class Workplace:
         """Open the ledger; makes or migrates it where needed."""
         from orchestrator.ledger import Ledger
 
-        private_folder(self.state)
+        try:
+            private_folder(self.state)
+        except OSError as error:
+            raise InfraError(
+                f"cannot use {self.state} as the state folder: {error.strerror}",
+                hint="make it a folder of yours that you may write, or set `state` in the environment",
+            ) from error
         url = self.environment.ledger.url or f"sqlite:///{self.state / 'ledger.db'}"
         return Ledger.open(url)
+
+    @contextmanager
+    def look_into_ledger(self) -> Generator[Ledger]:
+        """Open the ledger only to look: where there is none yet, it is empty and nothing is made on disk."""
+        if self.environment.ledger.url is not None or (self.state / "ledger.db").exists():
+            with self.open_ledger() as ledger:
+                yield ledger
+            return
+        from orchestrator.ledger import Ledger
+
+        with (
+            TemporaryDirectory(prefix="orchestrate-") as folder,
+            Ledger.open(f"sqlite:///{folder}/ledger.db") as ledger,
+        ):
+            yield ledger
 
     def site(self, name: str = "") -> LocalSite:
         """Return the settings of a site; of the only one when unnamed.

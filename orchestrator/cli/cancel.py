@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 from typing import Annotated
 
 import typer
@@ -22,11 +21,12 @@ def cancel(
     from orchestrator.app import history
     from orchestrator.app.wiring import open_workplace
     from orchestrator.cli.output import print_json
+    from orchestrator.ledger.rows import user_name
 
     workplace = open_workplace(environment)
-    with workplace.open_ledger() as ledger:
+    with workplace.look_into_ledger() as ledger:
         found = history.find_execution(ledger, execution).id
-        state = history.cancel(ledger, found, getpass.getuser())
+        state = history.cancel(ledger, found, user_name())
     if as_json:
         print_json({"execution": found, "state": state})
     else:

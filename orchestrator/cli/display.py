@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from types import TracebackType
 from typing import Any, Protocol
 
+from orchestrator.cli.output import print_json, say
 from orchestrator.core.redact import redact_text
 from orchestrator.core.units import format_duration
 from orchestrator.engine.events import Event
@@ -50,7 +50,7 @@ def make_display(*, as_json: bool) -> Display:
 def plan_lines(plan: Plan) -> list[str]:
     """Return the plan as aligned text."""
     width = max((len(step.name) for step in plan.steps), default=4)
-    return [f"  {step.name:<{width}}  {step.action:<6}  {step.reason}" for step in plan.steps]
+    return [redact_text(f"  {step.name:<{width}}  {step.action:<6}  {step.reason}") for step in plan.steps]
 
 
 def step_text(payload: dict[str, Any]) -> str:
@@ -78,17 +78,17 @@ class PlainDisplay:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        sys.stdout.flush()
+        return
 
     def plan(self, execution: str, plan: Plan) -> None:
         """Print the plan."""
-        print(f"execution {execution} of {plan.recipe}")
-        print("\n".join(plan_lines(plan)), flush=True)
+        say(f"execution {execution} of {plan.recipe}")
+        say("\n".join(plan_lines(plan)))
 
     def event(self, event: Event) -> None:
         """Print what is worth a line; progress at most every two seconds a step."""
         payload = event.payload
-        if event.type == "step":
+        if event.type == "step" and payload["state"] != "pending":
             action = (
                 f" ({payload['action']})" if payload["state"] == "succeeded" and payload["action"] == "REUSE" else ""
             )
@@ -105,10 +105,10 @@ class PlainDisplay:
 
     def line(self, text: str) -> None:
         """Print a line."""
-        print(redact_text(text), flush=True)
+        say(redact_text(text))
 
     def _print(self, text: str) -> None:
-        print(f"[{time.monotonic() - self._began:6.1f}s] {redact_text(text).rstrip()}", flush=True)
+        say(f"[{time.monotonic() - self._began:6.1f}s] {redact_text(text).rstrip()}")
 
 
 class JsonDisplay:
@@ -120,19 +120,16 @@ class JsonDisplay:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        sys.stdout.flush()
+        return
 
     def plan(self, execution: str, plan: Plan) -> None:
         """Print the plan as an event."""
-        self._print({"event": "plan", "execution": execution, **plan.to_json()})
+        print_json({"event": "plan", "execution": execution, **plan.to_json()})
 
     def event(self, event: Event) -> None:
         """Print an event."""
-        self._print(event.to_json())
+        print_json(event.to_json())
 
     def line(self, text: str) -> None:
         """Print a message as an event."""
-        self._print({"event": "message", "step": "", "text": redact_text(text)})
-
-    def _print(self, value: dict[str, Any]) -> None:
-        print(json.dumps(value, default=str), flush=True)
+        print_json({"event": "message", "step": "", "text": text})

@@ -2,26 +2,47 @@
 
 from __future__ import annotations
 
+import shlex
+
 from orchestrator.app.run import RunReport, RunRequest, Watch, run
 from orchestrator.cli.display import Display, make_display
 from orchestrator.cli.output import print_json
+from orchestrator.core.errors import Interrupted, OrchestratorError
 from orchestrator.core.units import format_duration
 from orchestrator.ledger import Holder
 
 
 def execute(request: RunRequest, *, as_json: bool) -> None:
     """Run and print; errors go up to `main`."""
-    with make_display(as_json=as_json) as display:
+    display = make_display(as_json=as_json)
 
-        def waiting(holder: Holder) -> None:
-            owner = holder.owner
-            display.line(f"waiting: this recipe is being run by {owner.user}@{owner.host}, pid {owner.pid}")
+    def waiting(holder: Holder) -> None:
+        owner = holder.owner
+        display.line(f"waiting: this recipe is being run by {owner.user}@{owner.host}, pid {owner.pid}")
 
-        report = run(request, Watch(display.event, display.plan, waiting))
+    try:
+        with display:
+            report = run(request, Watch(display.event, display.plan, waiting))
+    except OrchestratorError as error:
+        if not as_json:
+            _where_to_look(display, request, error)
+        raise
     if as_json:
         print_json({"event": "result", **report.to_json()})
     else:
         _epilogue(display, report)
+
+
+def _where_to_look(display: Display, request: RunRequest, error: OrchestratorError) -> None:
+    execution, step, log = (error.details.get(key) for key in ("execution", "step", "log"))
+    if not execution:
+        return
+    environment = f" -e {shlex.quote(str(request.environment))}" if request.environment else ""
+    display.line(f"\nexecution {execution} {'stopped' if isinstance(error, Interrupted) else 'failed'}")
+    if log:
+        display.line(f"  log       orchestrate logs {execution} --step {step}{environment}")
+    display.line(f"  steps     orchestrate status {execution}{environment}")
+    display.line(f"  go on     orchestrate resume {execution}{environment}")
 
 
 def _epilogue(display: Display, report: RunReport) -> None:

@@ -28,7 +28,7 @@ def lineage(
     from orchestrator.cli.output import print_json, print_table
     from orchestrator.core.digests import short
 
-    with open_workplace(environment).open_ledger() as ledger:
+    with open_workplace(environment).look_into_ledger() as ledger:
         found = trace(ledger, subject)
     if as_json:
         print_json(found.to_json())

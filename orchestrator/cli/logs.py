@@ -26,21 +26,27 @@ def logs(
     from orchestrator.app import history
     from orchestrator.app.wiring import open_workplace
     from orchestrator.cli.output import print_json
+    from orchestrator.core.errors import UsageError
+    from orchestrator.core.redact import redact_text
 
     workplace = open_workplace(environment)
-    with workplace.open_ledger() as ledger:
+    with workplace.look_into_ledger() as ledger:
         found = history.find_execution(ledger, execution).id
+        known = [row.name for row in ledger.executions.steps(found)]
+        if step is not None and step not in known:
+            raise UsageError(f"execution {found} has no step {step!r}", hint=f"have: {', '.join(known)}")
 
         def going() -> bool:
-            return follow and ledger.executions.get(found).state == "running"
+            return follow and history.going(ledger, found)
 
         last = ""
-        for name, text in history.follow(lambda: history.log_files(workplace, found, step), going):
+        for name, raw in history.follow(lambda: history.log_files(workplace, found, step), going):
+            text = redact_text(raw)
             if as_json:
                 print_json({"log": name, "text": text})
                 continue
             if name != last:
                 sys.stdout.write(f"── {name} ──\n")
                 last = name
-            sys.stdout.write(text if text.endswith("\n") else text + "\n")
+            sys.stdout.write(text)
             sys.stdout.flush()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import json
+import os
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator import __version__
-from orchestrator.core.errors import InternalError, OrchestratorError, UsageError
+from orchestrator.core.errors import InternalError, Interrupted, OrchestratorError, UsageError
 
 if TYPE_CHECKING:
     from typer import Typer
@@ -57,6 +57,7 @@ def _help() -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
+    _open_streams()
     args = sys.argv[1:] if arguments is None else arguments
     if not args or args[0] in {"--help", "-h", "help"}:
         print(_help())
@@ -67,23 +68,55 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(_run(args))
 
 
+def _open_streams() -> None:
+    """Make sure that stdin, stdout and stderr are open (`>&-`), lest the ledger gets their number, and take any text."""
+    while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(handle)
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w", encoding="utf-8"))
+        getattr(sys, name).reconfigure(errors="replace")  # a terminal without UTF-8, a file name with odd bytes
+
+
 def _run(args: list[str]) -> int:
-    verb, rest = args[0], args[1:]
+    verb, rest, as_json = args[0], args[1:], "--json" in args
     try:
+        _check_text(args)
         if verb not in _ALL:
             raise UsageError(f"there is no verb {verb!r}", hint=_suggestion(verb))
         code = _call(importlib.import_module(f"orchestrator.cli.{verb}").app, verb, rest)
     except BrokenPipeError:
-        sys.stderr.close()  # the reader (`| head`) has gone; there is nobody to tell
-        return 0
+        return _nobody_reads()
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # typer's own answer to it is exit code 1: a gate said no
+            return _nobody_reads()
+        raise
     except OrchestratorError as error:
-        return _report(error, as_json="--json" in rest)
+        return _report(error, as_json=as_json)
     except Exception as error:  # noqa: BLE001  one of the two top loops: a bug must not look like a gate's no (exit 1)
-        return _report(_bug(error), as_json="--json" in rest)
+        return _report(_bug(error), as_json=as_json)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        return _report(Interrupted("interrupted"), as_json=as_json)
     return code if isinstance(code, int) else 0
+
+
+def _check_text(args: list[str]) -> None:
+    for number, text in enumerate(args, start=1):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"argument {number} is not UTF-8: {text!r}", hint="rename the file, or correct the text"
+            ) from error
+
+
+def _nobody_reads() -> int:
+    """The reader (`| head`) has gone and there is nobody to tell; not even the buffer may be flushed at exit."""
+    from orchestrator.cli.output import mute
+
+    mute()
+    return 0
 
 
 def _call(app: Typer, verb: str, rest: list[str]) -> Any:
@@ -105,7 +138,9 @@ def _suggestion(verb: str) -> str:
 def _bug(error: Exception) -> InternalError:
     import traceback
 
-    trace = "".join(traceback.format_exception(error))
+    from orchestrator.core.redact import redact_text
+
+    trace = redact_text("".join(traceback.format_exception(error)))
     print(trace, file=sys.stderr)
     return InternalError(
         f"{type(error).__name__}: {error}",
@@ -115,8 +150,11 @@ def _bug(error: Exception) -> InternalError:
 
 
 def _report(error: OrchestratorError, *, as_json: bool) -> int:
+    from orchestrator.cli.output import print_json
+    from orchestrator.core.redact import redact_text
+
     if as_json:
-        print(json.dumps(error.to_json()), flush=True)
+        print_json(error.to_json())
     else:
-        print(f"error: {error}", file=sys.stderr)
+        print(redact_text(f"error: {error}"), file=sys.stderr)
     return error.exit_code

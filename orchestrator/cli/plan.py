@@ -23,7 +23,7 @@ def plan(
 
     workplace = open_workplace(environment)
     prepared = prepare(workplace, recipe, set_)
-    with workplace.open_ledger() as ledger:
+    with workplace.look_into_ledger() as ledger:
         made = prepared.plan(ledger, refresh)
     if as_json:
         print_json(made.to_json())

@@ -26,7 +26,7 @@ def status(
     from orchestrator.cli.output import print_json, print_table
 
     workplace = open_workplace(environment)
-    with workplace.open_ledger() as ledger:
+    with workplace.look_into_ledger() as ledger:
         if execution is not None:
             shown = history.execution(workplace, ledger, execution)
             if as_json:

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
+from typing import Final
+
+_LONGEST_MESSAGE: Final = 2000
 
 
 class RetryClass(StrEnum):
@@ -23,7 +26,7 @@ class OrchestratorError(Exception):
     """Base of all errors that a user may see.
 
     Args:
-        message: What happened and with which value, one sentence, no trailing period needed.
+        message: What happened and with which value, one sentence, no trailing period needed; cut where it is endless.
         hint: What to do next.
         place: Where: `file:line:column`, a step, a path or a URL.
         details: Small JSON-ready facts for machines.
@@ -40,6 +43,8 @@ class OrchestratorError(Exception):
         place: str = "",
         details: Mapping[str, object] | None = None,
     ) -> None:
+        if len(message) > _LONGEST_MESSAGE:
+            message = f"{message[:_LONGEST_MESSAGE]}… ({len(message)} characters)"
         super().__init__(message)
         self.message = message
         self.hint = hint

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.core.redact import redact
-
 
 @dataclass(frozen=True, slots=True)
 class Event:
@@ -24,10 +22,8 @@ class Event:
     t: float = field(default_factory=time.time)
 
     def to_json(self) -> dict[str, Any]:
-        """Return one NDJSON object, secrets masked."""
-        body = redact({"event": self.type, "step": self.step, "t": self.t, **self.payload})
-        assert isinstance(body, dict)
-        return body  # pyright: ignore[reportUnknownVariableType]
+        """Return one NDJSON object; whoever prints it masks secrets."""
+        return {"event": self.type, "step": self.step, "t": self.t, **self.payload}
 
 
 Observer = Callable[[Event], None]

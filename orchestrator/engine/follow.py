@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from orchestrator.core.errors import Conflict, InfraError, Interrupted, OrchestratorError, error_from_json
+from orchestrator.core.errors import InfraError, Interrupted, OrchestratorError, UserCodeError, error_from_json
 from orchestrator.engine.events import Event
 from orchestrator.engine.recorder import Recorder
 from orchestrator.engine.transitions import StepState
@@ -24,14 +25,21 @@ class StepTimeout(OrchestratorError):
 
 
 class SegmentRun:
-    """One worker process at work on one segment."""
+    """One worker process at work on one segment.
 
-    def __init__(self, segment: Segment, recorder: Recorder, tick: Callable[[], None]) -> None:
+    Args:
+        segment: What to run.
+        recorder: Told of every change.
+        tick: Called again and again meanwhile; raises when we are to stop.
+        mark: Names the recipe's processes, see `WorkerProcess`.
+    """
+
+    def __init__(self, segment: Segment, recorder: Recorder, tick: Callable[[], None], mark: str) -> None:
         self._items: dict[str, SegmentStep] = {item.draft.name: item for item in segment.steps}
         self._recorder = recorder
         self._tick = tick
         self._reader = EventReader(segment.events)
-        self._worker = WorkerProcess(segment)
+        self._worker = WorkerProcess(segment, mark)
         self._running = ""
         self._began = 0.0
         self.failed: tuple[str, OrchestratorError] | None = None
@@ -43,17 +51,18 @@ class SegmentRun:
             Interrupted: We were asked to stop; the worker is stopped and its step is pending again.
             Conflict: Another process took the recipe over; the worker is stopped.
         """
-        code = 0
         try:
             code = self._until_end()
-        except (Interrupted, Conflict, KeyboardInterrupt):
-            self._stop(put_back=True)
-            raise
         except StepTimeout as error:
-            self._stop(put_back=False)
-            self._fail(error)
-        if self._running and self.failed is None:
-            self._fail(self._died(code))
+            self._stop()
+            if self._running:  # else it has ended after all, just before it was stopped
+                self._fail(error)
+        except BaseException:
+            self._stop()
+            self._put_back()
+            raise
+        else:
+            self._account_for(code)
 
     def _until_end(self) -> int:
         while True:
@@ -61,21 +70,35 @@ class SegmentRun:
             for event in self._reader.read():
                 self._apply(event)
             if code is not None:
-                return code
+                return self._worker.ended()
             self._tick()
             self._check_time()
             self._recorder.flush()
             time.sleep(_POLL_S)
 
-    def _stop(self, *, put_back: bool) -> None:
+    def _stop(self) -> None:
+        """End the worker, and take in what it said last: a step that ended well just before stays ended."""
         self._worker.stop()
         for event in self._reader.read():
             if event["event"] in {"finished", "reused", "metric"}:
                 self._apply(event)
-        if put_back and self._running and self._recorder.state(self._running) is StepState.RUNNING:
+
+    def _put_back(self) -> None:
+        if self._running and self._recorder.state(self._running) is StepState.RUNNING:
             self._recorder.put_back(self._running)
-        if put_back:
-            self._running = ""
+        self._running = ""
+
+    def _account_for(self, code: int) -> None:
+        """Name the step that a worker died on, which said nothing of it."""
+        if self.failed is not None:
+            return
+        if self._running:
+            self._fail(self._died(code))
+            return
+        left = (name for name in self._items if self._recorder.state(name) is not StepState.SUCCEEDED)
+        self._running = next(left, "")
+        if self._running:
+            self._fail(self._never_began(code))
 
     def _check_time(self) -> None:
         if not self._running:
@@ -118,11 +141,29 @@ class SegmentRun:
         self._recorder.failed(step, error)
         self.failed = (step, error)
 
-    def _died(self, code: int) -> InfraError:
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+    def _died(self, code: int) -> OrchestratorError:
+        step, details = self._running, {"exit_code": code, "tail": self._worker.tail()}
+        see = f"see `orchestrate logs --step {step}`"
+        if code < 0:
+            name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+            return InfraError(
+                f"the worker process was killed by signal {-code} ({name}) in the middle of step {step}",
+                place=step,
+                hint=f"memory that ran out often ends so; {see}" if code == -signal.SIGKILL else see,
+                details=details,
+            )
+        message = f"the worker process ended with code {code} in the middle of step {step}"
+        if code in {InfraError.exit_code, Interrupted.exit_code}:
+            return InfraError(message, place=step, hint=see, details=details)
+        hint = f"the step's code ended the process itself (os._exit?): return or raise instead; {see}"
+        return UserCodeError(message, place=step, hint=hint, details=details)
+
+    def _never_began(self, code: int) -> InfraError:
+        tail = self._worker.tail()
+        last = f": {tail.splitlines()[-1]}" if tail else ""
         return InfraError(
-            f"the worker process {how} in the middle of step {self._running}",
+            f"the worker process ended with code {code} before step {self._running}{last}",
             place=self._running,
-            hint="signal 9 often means that memory ran out; see the step's log: `orchestrate logs`",
-            details={"exit_code": code, "tail": self._worker.tail()},
+            hint="see `orchestrate doctor`, and the disk's free space",
+            details={"exit_code": code, "tail": tail},
         )

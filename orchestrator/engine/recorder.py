@@ -170,8 +170,9 @@ class Recorder:
 
     def _laid_out(self, position: int, step: PlannedStep) -> StepRow:
         old = self._rows.get(step.name)
-        if old is not None and old.state == StepState.SUCCEEDED and old.fingerprint == step.fingerprint:
-            return replace(old, position=position)
+        same = old is not None and old.fingerprint == step.fingerprint
+        if old is not None and same and old.state == StepState.SUCCEEDED and step.action is Action.REUSE:
+            return replace(old, position=position)  # any other action: it runs again, refreshed or its artifact gone
         return StepRow(
             execution=self.execution,
             name=step.name,

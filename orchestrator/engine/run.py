@@ -79,6 +79,8 @@ class Engine:
         self._budgets: dict[str, Budget] = {}
         self._renewed_at = time.monotonic()
         self._segments = 0
+        self._began_at = time.time()
+        self._attempts_before: dict[str, int] = {}
 
     def run(self) -> None:
         """Run the plan.
@@ -103,6 +105,12 @@ class Engine:
             state = ExecutionState.WAITING if error.exit_code == 5 else ExecutionState.FAILED
             self._recorder.end(state, error)
             raise
+        except OSError as error:  # the disk is full, a folder is gone
+            failure = InfraError(
+                f"{type(error).__name__}: {error}", hint="check free space and permissions of the state folder"
+            )
+            self._recorder.end(ExecutionState.FAILED, failure)
+            raise failure from error
         self._recorder.end(ExecutionState.SUCCEEDED)
 
     def _walk(self) -> None:
@@ -178,9 +186,6 @@ class Engine:
                 if self._recorder.state(step.name) is StepState.SUCCEEDED:
                     self._outputs[step.name] = self._recorder.row(step.name).outputs
                     left.remove(step)
-            if failed is None and left:
-                failed = (left[0].name, InfraError(f"the worker ended before step {left[0].name}", place=left[0].name))
-                self._recorder.failed(*failed)
             if failed is not None:
                 draft = next(step.draft for step in left if step.name == failed[0])
                 self._retry_or_raise(draft, failed[1])
@@ -199,13 +204,21 @@ class Engine:
             allow_cpu=job.allow_cpu,
             site_file=self._site.site_file,
             known=dict(self._outputs),
-            steps=tuple(SegmentStep(s.draft, self._recorder.row(s.name).attempt + 1, s.refresh) for s in steps),
+            steps=tuple(self._handed_over(step) for step in steps),
         )
         faults.point("engine.segment.before")
-        run = SegmentRun(segment, self._recorder, self._tick)
+        run = SegmentRun(segment, self._recorder, self._tick, f"{job.site_state}:{job.plan.recipe}")
         run.follow()
         faults.point("engine.segment.after")
         return run.failed
+
+    def _handed_over(self, step: PlannedStep) -> SegmentStep:
+        """A refresh means: in this run once. Its retries keep the work folder, and no older result counts for them."""
+        done = self._recorder.row(step.name).attempt
+        if not step.refresh:
+            return SegmentStep(step.draft, done + 1)
+        first = self._attempts_before.setdefault(step.name, done) == done
+        return SegmentStep(step.draft, done + 1, newer_than=self._began_at, clean=first)
 
     def _retry_or_raise(self, draft: Draft, error: OrchestratorError) -> None:
         budget = self._budgets.setdefault(draft.name, Budget(draft.retries, self._job.retry_delay_s))

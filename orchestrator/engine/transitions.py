@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Final
 
-from orchestrator.core.errors import Conflict
+from orchestrator.core.errors import Conflict, InternalError
 
 
 class StepState(StrEnum):
@@ -59,10 +59,10 @@ def check_step(step: str, old: StepState, new: StepState) -> None:
     """Refuse an illegal change of a step.
 
     Raises:
-        Conflict: The table has no such change.
+        InternalError: The table has no such change.
     """
     if new not in STEP[old]:
-        raise Conflict(f"step {step} is {old} and cannot become {new}", hint="see `orchestrate status`")
+        raise InternalError(f"step {step} is {old} and cannot become {new}", hint="this is a bug; please report it")
 
 
 def check_execution(execution: str, old: ExecutionState, new: ExecutionState) -> None:

@@ -1,4 +1,4 @@
-"""The local worker as a child process: it dies with us, stops on demand, and never outlives its segment."""
+"""The local worker as a child process: it dies with us, stops on demand, and leaves no process behind."""
 
 from __future__ import annotations
 
@@ -6,19 +6,31 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Final
 
+from orchestrator.core.processes import end_processes, pids_with_environment
 from orchestrator.steps.segment import Segment
 
 _STOP_GRACE_S: Final = 10.0
+_MARK: Final = "ORCHESTRATE_RECIPE_OF"
 
 
 class WorkerProcess:
-    """A running segment. Start it from the main thread: the kernel ties its life to the thread that forked it."""
+    """A running segment. Start it from the main thread: the kernel ties its life to the thread that forked it.
 
-    def __init__(self, segment: Segment) -> None:
+    Every process that the user's code starts inherits a mark in its environment that names the recipe's state; what
+    bears the mark before a segment begins or after it has ended is left over (of an orchestrator that was killed, of
+    code that forgets its children) and is ended.
+
+    Args:
+        segment: What to run.
+        mark: Names the recipe in this state folder; the caller holds that recipe's lease.
+    """
+
+    def __init__(self, segment: Segment, mark: str) -> None:
+        self._mark = mark
+        self._sweep()
         segment.write()
         log = segment.folder / "worker.log"
         with log.open("ab") as output:
@@ -27,7 +39,7 @@ class WorkerProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=_environment(segment.site_state),
+                env={**_environment(segment.site_state), _MARK: mark},
                 start_new_session=True,  # Ctrl-C reaches the engine alone, which then stops us in order
             )
         self.log = log
@@ -42,21 +54,32 @@ class WorkerProcess:
         return self._process.poll()
 
     def stop(self, grace_s: float = _STOP_GRACE_S) -> int:
-        """Ask it to stop, insist after `grace_s`, and return its exit code."""
+        """Ask it to stop, insist after `grace_s` or at a second Ctrl-C, and return its exit code."""
         self._signal(signal.SIGTERM)
-        deadline = time.monotonic() + grace_s
-        while self._process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
-        if self._process.poll() is None:
+        try:
+            self._process.wait(grace_s)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
             self._signal(signal.SIGKILL)
+        return self.ended()
+
+    def ended(self) -> int:
+        """Wait for its end, end what it left running, and return its exit code."""
         code = self._process.wait()
-        self._signal(signal.SIGKILL)  # children of its session that ignored the rest
+        self._signal(signal.SIGKILL)  # those of its session that ignored the rest
+        self._sweep()
         return code
 
     def tail(self, size_bytes: int = 2000) -> str:
         """Return the end of what it printed outside of any step."""
         data = self.log.read_bytes()[-size_bytes:]
         return data.decode(errors="replace").strip()
+
+    def _sweep(self) -> None:
+        left = list(pids_with_environment(_MARK, self._mark))
+        if left:
+            end_processes(left, grace_s=1.0)
 
     def _signal(self, number: int) -> None:
         try:

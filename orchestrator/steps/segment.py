@@ -13,16 +13,22 @@ from orchestrator.core.errors import InfraError
 from orchestrator.core.files import write_json
 from orchestrator.plan.model import Draft, draft_from_json, draft_to_json
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentStep:
-    """One step of a segment and the number of this attempt."""
+    """One step of a segment and the number of this attempt.
+
+    Attributes:
+        newer_than: Only a stored result that began after this time (Unix seconds) counts; 0 = any does.
+        clean: Empty the step's work folder first.
+    """
 
     draft: Draft
     attempt: int
-    refresh: bool
+    newer_than: float = 0.0
+    clean: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +81,13 @@ class Segment:
             "site_file": str(self.site_file),
             "known": {step: dict(outputs) for step, outputs in self.known.items()},
             "steps": [
-                {"draft": draft_to_json(s.draft), "attempt": s.attempt, "refresh": s.refresh} for s in self.steps
+                {
+                    "draft": draft_to_json(s.draft),
+                    "attempt": s.attempt,
+                    "newer_than": s.newer_than,
+                    "clean": s.clean,
+                }
+                for s in self.steps
             ],
         }
         write_json(self.path, data)
@@ -105,7 +117,10 @@ class Segment:
             allow_cpu=data["site"]["allow_cpu"],
             site_file=Path(data["site_file"]),
             known=data["known"],
-            steps=tuple(SegmentStep(draft_from_json(s["draft"]), s["attempt"], s["refresh"]) for s in data["steps"]),
+            steps=tuple(
+                SegmentStep(draft_from_json(s["draft"]), s["attempt"], s["newer_than"], s["clean"])
+                for s in data["steps"]
+            ),
         )
 
 

@@ -22,17 +22,18 @@ from typing import Any, cast
 from orchestrator.bundle.store import Store
 from orchestrator.core import faults
 from orchestrator.core.digests import sha256_file
-from orchestrator.core.errors import InternalError, Interrupted, OrchestratorError, UsageError
+from orchestrator.core.errors import InfraError, InternalError, Interrupted, OrchestratorError, UsageError
 from orchestrator.core.files import private_folder
 from orchestrator.core.processes import die_with_parent
 from orchestrator.plan.fingerprint import fingerprint_of, parts_of
 from orchestrator.plan.gates import judge_result
 from orchestrator.plan.model import Draft
 from orchestrator.steps.api import SiteInfo, Step, StepContext, StepResult
-from orchestrator.steps.events import BoundEvents, EventWriter
+from orchestrator.steps.events import BoundEvents, EventWriter, check_metric
 from orchestrator.steps.results import stored_result
 from orchestrator.steps.segment import Segment, SegmentStep, work_folder
 from orchestrator.steps.site_file import wait_for_site
+from orchestrator.steps.user_code import describe_failure
 
 
 class _AlreadyReported(Exception):
@@ -75,9 +76,9 @@ def _settle_and_run(
     inputs = {i.name: known[i.step][i.output] for i in draft.inputs}
     parts = parts_of(draft, inputs)
     fingerprint = fingerprint_of(parts)
-    result = None if item.refresh and item.attempt == 1 else stored_result(store, fingerprint)
+    result = stored_result(store, fingerprint)
     event = "reused"
-    if result is None:
+    if result is None or float(result["started_at"]) < item.newer_than:
         event = "finished"
         log = segment.log(draft.name, item.attempt)
         events.write("started", draft.name, attempt=item.attempt, fingerprint=fingerprint, parts=parts, log=str(log))
@@ -104,13 +105,7 @@ def _run(
     _check_sources(segment.recipe_dir, draft)
     for digest in inputs.values():
         store.verify(digest, content=True)
-    work = private_folder(work_folder(segment.work, fingerprint))
-    if item.refresh and item.attempt == 1:
-        shutil.rmtree(work)
-        private_folder(work)
-    out = work / f"out-{segment.execution}-{item.attempt}"
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir()
+    work, out = _folders(segment, item, fingerprint)
     context = StepContext(
         step=draft.name,
         kind=draft.kind,
@@ -124,8 +119,8 @@ def _run(
         events=BoundEvents(events, draft.name),
     )
     faults.point(f"worker.{draft.kind}.before_run")
-    step = cast("Step", importlib.import_module(draft.about.module).run)
-    result = step(context)
+    result = _call(cast("Step", importlib.import_module(draft.about.module).run), context)
+    metrics = {name: check_metric(name, value, draft.name) for name, value in result.metrics.items()}
     faults.point(f"worker.{draft.kind}.before_commit")
     stored = _commit(store, result)
     shutil.rmtree(out, ignore_errors=True)
@@ -137,7 +132,7 @@ def _run(
         "execution": segment.execution,
         "outputs": stored,
         "inputs": dict(inputs),
-        "metrics": {name: float(value) for name, value in result.metrics.items()},
+        "metrics": metrics,
         "facts": dict(result.facts),
         "started_at": began,
         "ended_at": time.time(),
@@ -146,6 +141,38 @@ def _run(
     store.put_result(fingerprint, record)
     faults.point(f"worker.{draft.kind}.after_manifest")
     return record
+
+
+def _folders(segment: Segment, item: SegmentStep, fingerprint: str) -> tuple[Path, Path]:
+    """Return the work folder of the fingerprint and, new and empty, the out folder of this attempt."""
+    work = private_folder(work_folder(segment.work, fingerprint))
+    if item.clean:
+        shutil.rmtree(work)
+        private_folder(work)
+    out = work / f"out-{segment.execution}-{item.attempt}"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    return work, out
+
+
+def _call(step: Step, context: StepContext) -> StepResult:
+    """Run the step and come back to a process that is as it was, whatever the user's code did to it."""
+    pid, folder, streams, on_term = os.getpid(), Path.cwd(), (sys.stdout, sys.stderr), signal.getsignal(signal.SIGTERM)
+    mask = os.umask(0)
+    os.umask(mask)
+    try:
+        return step(context)
+    except Exception:
+        raise
+    except BaseException as error:  # such as a KeyboardInterrupt of the user's own: must not look like a dead worker
+        raise describe_failure(error, context.step, context.recipe_dir) from error
+    finally:
+        if os.getpid() != pid:
+            os._exit(0)  # a fork of the user's that came back; there is one worker, and it is the other one
+        os.umask(mask)
+        os.chdir(folder)
+        sys.stdout, sys.stderr = streams
+        signal.signal(signal.SIGTERM, on_term)
 
 
 def _commit(store: Store, result: StepResult) -> dict[str, Any]:
@@ -198,8 +225,7 @@ class _Redirected:
 
     def __enter__(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush()
         self._saved = [os.dup(1), os.dup(2)]
         handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(handle, 1)
@@ -207,11 +233,16 @@ class _Redirected:
         os.close(handle)
 
     def __exit__(self, *_: object) -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush()
         for target, saved in zip((1, 2), self._saved, strict=True):
             os.dup2(saved, target)
             os.close(saved)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if not stream.closed:  # the user's code may have closed it; its file descriptor is ours all the same
+            stream.flush()
 
 
 def _on_signal(number: int, _frame: FrameType | None) -> None:
@@ -228,14 +259,22 @@ def main(arguments: list[str]) -> int:
     events = EventWriter(segment.events)
     events.start_heartbeat()
     try:
-        code = run_segment(segment, events)
-    except Interrupted as error:
-        events.write("interrupted", error=error.to_json())
-        code = error.exit_code
-    events.write("segment_finished", exit_code=code)
-    events.close()
+        try:
+            code = run_segment(segment, events)
+        except Interrupted as error:
+            events.write("interrupted", error=error.to_json())
+            code = error.exit_code
+        events.write("segment_finished", exit_code=code)
+        events.close()
+    except OSError:  # the disk is full, say: nothing can be told by events any more, the exit code still can
+        traceback.print_exc()
+        return InfraError.exit_code
     return code
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    exit_code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # All is committed and said. Ray and torch would take seconds to take themselves down, for nothing.
+    os._exit(exit_code)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.core.errors import Conflict, RetryClass
+from orchestrator.core.errors import Conflict, InternalError, RetryClass
 from orchestrator.engine.retry import Budget
 from orchestrator.engine.transitions import EXECUTION, STEP, ExecutionState, StepState, check_execution, check_step
 from orchestrator.plan.model import Retries
@@ -19,7 +19,7 @@ def test_tables_name_every_state():
 
 def test_success_is_final():
     for state in StepState:
-        with pytest.raises(Conflict, match="is succeeded and cannot become"):
+        with pytest.raises(InternalError, match="is succeeded and cannot become"):
             check_step("s", StepState.SUCCEEDED, state)
     for state in ExecutionState:
         with pytest.raises(Conflict, match="is succeeded and cannot become"):
