@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any, Final, cast
 
-from orchestrator.core.digests import Digest, sha256_json
+from orchestrator.core.digests import Digest, sha256_bytes, sha256_json
+from orchestrator.core.redact import is_secret_name
 from orchestrator.plan.model import Draft
 
 SCHEMA: Final = 1
@@ -82,7 +83,9 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any], text: str) -> list[
         elif key not in new:
             found.append(f"{key} removed")
         elif old[key] != new[key]:
-            found.append(text.format(key=key, old=_brief(old[key]), new=_brief(new[key])))
+            secret = is_secret_name(key.rpartition(".")[2])
+            said = "{key} changed" if secret else text
+            found.append(said.format(key=key, old=_brief(old[key]), new=_brief(new[key])))
     return found
 
 
@@ -97,6 +100,8 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         path = f"{prefix}{key}"
         if isinstance(item, Mapping) and item:
             flat.update(_flat(cast("Mapping[str, Any]", item), path + "."))
+        elif isinstance(item, str) and is_secret_name(key):
+            flat[path] = sha256_bytes(item.encode())  # parts are stored and shown; the secret itself must not be
         else:
             flat[path] = item
     return flat

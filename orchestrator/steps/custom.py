@@ -7,7 +7,7 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
+import threading
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -50,32 +50,62 @@ def _run_program(ctx: StepContext, params: dict[str, Any], out: str) -> None:
         "ORCHESTRATE_INPUTS_JSON": json.dumps({name: str(path) for name, path in ctx.inputs.items()}),
         "ORCHESTRATE_PARAMS": json.dumps(params),
     }
-    found = shutil.which(command[0], path=f"{environment.get('PATH', '')}:{ctx.recipe_dir}")
+    here = ctx.recipe_dir / command[0]  # `./go.sh`, `bin/go`: beside the recipe, wherever `orchestrate` was called
+    path = f"{environment.get('PATH', os.defpath)}:{ctx.recipe_dir}"
+    found = shutil.which(here if "/" in command[0] else command[0], path=path)
     if found is None:
         raise UserCodeError(
             f"there is no program {command[0]!r}", place=ctx.step, hint="correct `command`, or install it"
         )
-    errors = ctx.out / "stderr"
-    with errors.open("wb") as file:
-        done = subprocess.run(
-            [found, *command[1:]],
+    process = _start([found, *command[1:]], ctx, environment)
+    said = _Errors(process)
+    code = process.wait()
+    if code != 0:
+        tail = said.tail()
+        raise UserCodeError(
+            f"{shlex.join(command)[:200]} ended with code {code}" + (f": {tail[-300:]}" if tail else ""),
+            place=ctx.step,
+            hint=f"see `orchestrate logs --step {ctx.step}`",
+            details={"exit_code": code, "stderr": tail},
+        )
+    said.tail()
+
+
+def _start(command: list[str], ctx: StepContext, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
+            command,
             cwd=ctx.recipe_dir,
             env=environment,
             stdin=subprocess.DEVNULL,
-            stderr=file,
-            check=False,
-            preexec_fn=die_with_parent,
+            stderr=subprocess.PIPE,
+            preexec_fn=die_with_parent,  # noqa: PLW1509  one system call; no lock is taken between fork and exec
         )
-    said = errors.read_bytes()
-    sys.stderr.write(said.decode(errors="replace"))
-    if done.returncode != 0:
-        tail = said[-_TAIL_BYTES:].decode(errors="replace").strip()
+    except OSError as error:  # no `#!` line, another machine's program
         raise UserCodeError(
-            f"{shlex.join(command)[:200]} ended with code {done.returncode}" + (f": {tail[-300:]}" if tail else ""),
-            place=ctx.step,
-            hint=f"see `orchestrate logs --step {ctx.step}`",
-            details={"exit_code": done.returncode, "stderr": tail},
-        )
+            f"cannot start {command[0]}: {error.strerror}", place=ctx.step, hint="does it begin with a `#!` line?"
+        ) from error
+
+
+class _Errors:
+    """Passes on what a program says on stderr while it runs, and remembers the end of it."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stderr is not None
+        self._pipe = process.stderr
+        self._tail = b""
+        self._thread = threading.Thread(target=self._pass_on, name="stderr", daemon=True)
+        self._thread.start()
+
+    def tail(self) -> str:
+        """Return the end; a grandchild that lives on and holds the pipe is not waited for long."""
+        self._thread.join(1.0)
+        return self._tail.decode(errors="replace").strip()
+
+    def _pass_on(self) -> None:
+        while data := os.read(self._pipe.fileno(), 1 << 16):
+            os.write(2, data)
+            self._tail = (self._tail + data)[-_TAIL_BYTES:]
 
 
 def _words(command: str | Sequence[str]) -> list[str]:

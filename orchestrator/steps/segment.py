@@ -90,7 +90,7 @@ class Segment:
                 for s in self.steps
             ],
         }
-        write_json(self.path, data)
+        write_json(self.path, data, mode=0o600)  # parameters may be secrets
 
     @classmethod
     def read(cls, path: Path) -> Segment:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -155,3 +156,33 @@ def test_refresh_of_a_step_that_the_interrupted_execution_had_done(project: Proj
         ("b", "cancelled"),
         ("b", "succeeded"),
     ]
+
+
+def test_a_program_beside_the_recipe_speaks_while_it_runs(project: Project):
+    script = "#!/bin/sh\necho early >&2\ntouch started\nsleep 60\n"
+    project.write("sub/go.sh", script).chmod(0o755)
+    project.write("sub/recipe.yaml", 'recipe: 1\nname: own\nsteps:\n  - {name: a, command: ["./go.sh"]}\n')
+    process = project.start("run", "sub/recipe.yaml", "-e", "quiet.yaml")
+    while not (project.folder / "sub/started").exists():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "early" in project.run("logs", "-e", "quiet.yaml").out
+    project.write("sub/go.sh", "no shebang").chmod(0o755)
+    done = project.run("run", "sub/recipe.yaml", "-e", "quiet.yaml", "--json")
+    assert (done.code, "cannot start" in done.result["message"]) == (6, True)
+
+
+def test_a_secret_parameter_reaches_the_step_and_no_file_but_the_private_ones(project: Project):
+    project.write("own.py", CODE + "\ndef check(run):\n    assert run.params.api_key.startswith('CANARY')\n")
+    for value in ("CANARYone", "CANARYtwo"):
+        done = run(project, "check", params=f'{{api_key: "{value}"}}')
+        assert done.code == 0, done.out
+        assert "CANARY" not in done.out + done.err
+        assert done.result["steps"][0]["action"] == "RUN"
+    assert "params.api_key changed" in done.out
+    state = project.folder / ".orchestrate"
+    holding = {path.name: path for path in state.rglob("*") if path.is_file() and b"CANARY" in path.read_bytes()}
+    assert set(holding) <= {"segment.json", "ledger.db", "ledger.db-wal"}, "the worker's orders, and the recipe's text"
+    assert {path.stat().st_mode & 0o077 for path in holding.values()} == {0}
