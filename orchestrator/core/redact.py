@@ -9,8 +9,10 @@ from typing import Final, cast
 from urllib.parse import urlsplit, urlunsplit
 
 _KEY: Final = re.compile(
-    r"(?i)(authorization|token|password|passwd|secret|api[-_]?key|access[-_]?key|signature|credential)"
+    r"(?i:(?:^|[^a-z])(?:authorization|token|password|passwd|secret|api[-_]?key|access[-_]?key|signature|credential)s?"
+    r"(?:$|[^a-z]))|[a-z](?:Token|Password|Secret|Key)$"
 )
+"""Whole words only: `hf_token` and `authToken`, but not `tokenizer`."""
 _INLINE: Final = re.compile(
     r"(?i)\b(authorization:\s*bearer|bearer|token|password|passwd|secret|api[-_]?key|access[-_]?key)([=:\s]+)([^\s,;&\"']{6,})"
 )
@@ -43,9 +45,14 @@ def redact_text(text: str) -> str:
     return _INLINE.sub(lambda m: f"{m[1]}{m[2]}{_MASK}", text)
 
 
+def is_secret_name(name: str) -> bool:
+    """Tell whether a value of this name must not be shown; where a secret lies (`token_path`) may be."""
+    return _KEY.search(name) is not None and not name.endswith(("_path", "_file"))
+
+
 def redact(value: object, key: str = "") -> object:
     """Return a JSON-like value with secrets masked, by key name and by content."""
-    if key and _KEY.search(key) and isinstance(value, str) and not key.endswith(("_path", "_file")):
+    if key and isinstance(value, str) and is_secret_name(key):
         return _MASK
     if isinstance(value, str):
         return redact_text(value)

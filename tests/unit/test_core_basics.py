@@ -186,6 +186,16 @@ def test_secrets_are_masked_by_key_and_value():
     assert record.getMessage() == "said ***"
 
 
+@pytest.mark.parametrize("key", ["hf_token", "authToken", "API-KEY", "db_password", "params.api_key", "tokens"])
+def test_secret_names(key):
+    assert redact.redact({key: "value-of-it"}) == {key: "***"}
+
+
+@pytest.mark.parametrize("key", ["tokenizer", "keyboard", "secretary", "monkey", "max_length"])
+def test_names_that_only_look_secret(key):
+    assert redact.redact({key: "value-of-it"}) == {key: "value-of-it"}
+
+
 def test_processes_are_told_apart_and_ended():
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], env={"MARK_OF_TEST": "abc123"})
     identity = ProcessIdentity.of(child.pid)
