@@ -25,14 +25,19 @@ class Budget:
     first_delay_s: float = 1.0
     used: Counter[str] = field(default_factory=Counter[str])
 
-    def spend(self, retry: RetryClass) -> float | None:
+    def spend(self, retry: RetryClass, spent_inside: int = 0) -> float | None:
         """Take one further attempt from the class's budget.
+
+        Args:
+            retry: The class of the failure.
+            spent_inside: Restarts that the step made itself before it gave up; they count, so budgets do not multiply.
 
         Returns:
             Seconds to wait before it, or None when the budget is empty or the class has none.
         """
         if retry is RetryClass.NEVER:
             return None
+        self.used[retry] += spent_inside
         used, limit = self.used[retry], int(getattr(self.allowed, retry))
         if used >= limit:
             return None

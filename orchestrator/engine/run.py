@@ -222,7 +222,7 @@ class Engine:
 
     def _retry_or_raise(self, draft: Draft, error: OrchestratorError) -> None:
         budget = self._budgets.setdefault(draft.name, Budget(draft.retries, self._job.retry_delay_s))
-        delay_s = budget.spend(error.retry)
+        delay_s = budget.spend(error.retry, int(str(error.details.get("restarts", 0))))
         if delay_s is None:
             raise error
         self._recorder.retrying(draft.name, error, delay_s, budget.describe(error.retry))

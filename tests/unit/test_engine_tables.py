@@ -52,6 +52,12 @@ def test_classes_do_not_spend_each_others_budget(user, infra, failures):
     assert granted[RetryClass.INFRA] == min(infra, failures.count(RetryClass.INFRA))
 
 
+def test_restarts_inside_a_step_count():
+    budget = Budget(Retries(infra=3))
+    assert budget.spend(RetryClass.INFRA, spent_inside=3) is None
+    assert Budget(Retries(infra=3)).spend(RetryClass.INFRA, spent_inside=2) is not None
+
+
 def test_delays_double_up_to_a_minute_and_never_means_never():
     budget = Budget(Retries(infra=9), first_delay_s=1.0)
     assert [budget.spend(RetryClass.INFRA) for _ in range(9)] == [1, 2, 4, 8, 16, 32, 60, 60, 60]

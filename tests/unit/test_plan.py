@@ -134,8 +134,10 @@ def test_a_draft_that_travelled_has_the_same_fingerprint(spec):
 
 @given(st.permutations(["a", "b", "c", "d", "e"]), st.data())
 def test_order_puts_needs_first(names, data):
-    drafts = [own(n, *data.draw(st.lists(st.sampled_from(names[:i]), unique=True))) if i else own(n)
-              for i, n in enumerate(names)]
+    drafts = [
+        own(n, *data.draw(st.lists(st.sampled_from(names[:i]), unique=True))) if i else own(n)
+        for i, n in enumerate(names)
+    ]
     shuffled = data.draw(st.permutations(drafts))
     placed = [d.name for d in order(shuffled)]
     assert sorted(placed) == sorted(names)
