@@ -72,6 +72,10 @@ class Workplace:
         """Open the ledger; makes or migrates it where needed."""
         from orchestrator.ledger import Ledger
 
+        if set(str(self.state)) & set("?#%"):  # database URLs, ours and MLflow's, would take the rest for options
+            raise InfraError(
+                f"the state folder {self.state} has one of ? # % in its path", hint="set `state` to another folder"
+            )
         try:
             private_folder(self.state)
         except OSError as error:

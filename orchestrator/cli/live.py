@@ -28,10 +28,10 @@ class LiveDisplay:
 
     def __init__(self) -> None:
         self._console = Console()
-        self._live = Live(console=self._console, refresh_per_second=8, get_renderable=self._render)
         self._rows: dict[str, dict[str, Any]] = {}
         self._title = ""
         self._spinner = Spinner("dots")
+        self._live = Live(console=self._console, refresh_per_second=8, get_renderable=self._render)  # renders at once
 
     def __enter__(self) -> LiveDisplay:
         self._live.start()

@@ -97,7 +97,9 @@ def _run(args: list[str]) -> int:
     except Exception as error:  # noqa: BLE001  one of the two top loops: a bug must not look like a gate's no (exit 1)
         return _report(_bug(error), as_json=as_json)
     except KeyboardInterrupt:
-        return _report(Interrupted("interrupted"), as_json=as_json)
+        code = Interrupted.exit_code
+    if code == Interrupted.exit_code:  # typer turns a KeyboardInterrupt into this exit code
+        return _report(Interrupted("interrupted", hint="the same command goes on"), as_json=as_json)
     return code if isinstance(code, int) else 0
 
 

@@ -13,9 +13,10 @@ _KEY: Final = re.compile(
     r"(?:$|[^a-z]))|[a-z](?:Token|Password|Secret|Key)$"
 )
 """Whole words only: `hf_token` and `authToken`, but not `tokenizer`."""
+_NAMES: Final = r"(?:token|password|passwd|secret|api[-_]?key|access[-_]?key)"
 _INLINE: Final = re.compile(
-    r"(?i)\b(authorization:\s*bearer|bearer|token|password|passwd|secret|api[-_]?key|access[-_]?key)([=:\s]+)([^\s,;&\"']{6,})"
-)
+    rf"(?i)\b(bearer\s+|(?<=--){_NAMES}\s+|{_NAMES}[\"']?\s*[=:]\s*[\"']?)([^\s,;&\"']{{6,}})"
+)  # `token=…`, `"api_key": "…"`, `--password …`, `Authorization: Bearer …`; prose such as `token expired` stays
 _URL: Final = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s\"'<>]+")
 _MASK: Final = "***"
 _values: set[str] = set()
@@ -42,7 +43,7 @@ def redact_text(text: str) -> str:
     for value in _values:
         text = text.replace(value, _MASK)
     text = _URL.sub(lambda m: redact_url(m[0]) if "@" in m[0] or "?" in m[0] else m[0], text)
-    return _INLINE.sub(lambda m: f"{m[1]}{m[2]}{_MASK}", text)
+    return _INLINE.sub(lambda m: f"{m[1]}{_MASK}", text)
 
 
 def is_secret_name(name: str) -> bool:

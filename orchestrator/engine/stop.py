@@ -1,4 +1,4 @@
-"""Being asked to stop: Ctrl-C, SIGTERM, or `orchestrate cancel` from another terminal."""
+"""Being asked to stop: Ctrl-C, SIGTERM, a terminal that closes, or `orchestrate cancel` from another terminal."""
 
 from __future__ import annotations
 
@@ -32,8 +32,12 @@ class StopRequests:
 
     @contextmanager
     def listening(self) -> Generator[None]:
-        """Turn SIGINT and SIGTERM into a request; a second SIGINT ends the process the usual way."""
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        """Turn SIGINT, SIGTERM and SIGHUP into a request; a second SIGINT ends the process the usual way.
+
+        What the caller ignores (`nohup`) stays ignored.
+        """
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
         for number in before:
             signal.signal(number, self._on_signal)
         try:
@@ -46,7 +50,7 @@ class StopRequests:
         """Return, or raise the reason to stop.
 
         Raises:
-            Interrupted: SIGINT or SIGTERM came.
+            Interrupted: A signal came.
             Cancelled: The ledger holds a request to cancel.
         """
         if self._signal:

@@ -70,7 +70,7 @@ def explain(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> str:
     ):
         changes += _changes(old.get(part, {}), new.get(part, {}), text)
     if not changes:
-        return "its result is no longer in the store"
+        return "no finished result of it is in the store"
     more = f" and {len(changes) - _MOST_NAMED} more" if len(changes) > _MOST_NAMED else ""
     return ", ".join(changes[:_MOST_NAMED]) + more
 

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
+import re
+import signal
+import struct
 import subprocess
 import sys
+import termios
+import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +27,16 @@ def write(run):
 
 def fail(run):
     raise ValueError("token=SECRETSECRET")
+"""
+
+STUBBORN = """
+import os, signal, time
+from pathlib import Path
+
+def fail(run):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    Path("flag").write_text(str(os.getpid()))
+    time.sleep(60)
 """
 
 
@@ -134,3 +151,73 @@ def test_without_a_home_or_a_user_name(project: Project):
         cwd=project.folder, env=environment, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+def test_on_a_terminal_of_80_columns(project: Project):
+    project.write(
+        "recipe.yaml",
+        'recipe: 1\nname: own\nsteps:\n  - {name: a, entrypoint: "own:write"}\n'
+        '  - {name: b, entrypoint: "own:fail", needs: [a]}\n',
+    )
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    arguments = [sys.executable, "-m", "orchestrator", "run", "recipe.yaml", "-e", "quiet.yaml"]
+    process = subprocess.Popen(
+        arguments, cwd=project.folder, env=project.environment(TERM="xterm"), stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    raw = _all_of(ours)
+    assert process.wait(timeout=30) == 6
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", raw).replace("\r", "")
+    assert re.search(r"^✓  a  RUN", shown, re.MULTILINE)
+    assert re.search(r"^✗  b  .*ValueError", shown, re.MULTILINE)
+    assert "orchestrate logs" in shown
+    table = shown[shown.rfind("own  ·") :].partition("\n\n")[0]
+    assert all(len(line) <= 80 for line in table.splitlines())
+
+
+def _all_of(handle: int) -> str:
+    data = b""
+    try:
+        while more := os.read(handle, 1 << 16):
+            data += more
+    except OSError:  # the terminal's way to say that nobody holds its other end
+        pass
+    os.close(handle)
+    return data.decode()
+
+
+def test_a_second_ctrl_c_ends_at_once_and_in_json(project: Project):
+    project.write("own.py", STUBBORN)
+    process = project.start("run", "fails.yaml", "-e", "quiet.yaml", "--json")
+    flag = project.folder / "flag"
+    while not flag.exists():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=5)
+    assert process.returncode == 130
+    assert json.loads(out.splitlines()[-1])["error"] == "Interrupted"
+    assert not Path(f"/proc/{flag.read_text()}").exists()
+    (row,) = project.run("status", "-e", "quiet.yaml", "--json").result["executions"]
+    assert row["state"].startswith("interrupted")
+
+
+def test_a_terminal_that_closes_stops_cleanly(project: Project):
+    project.write("own.py", STUBBORN.replace("signal.signal(signal.SIGTERM, signal.SIG_IGN)", ""))
+    process = project.start("run", "fails.yaml", "-e", "quiet.yaml", "--json")
+    while not (project.folder / "flag").exists():
+        assert process.poll() is None
+    process.send_signal(signal.SIGHUP)
+    process.communicate(timeout=20)
+    assert process.returncode == 130
+    (row,) = project.run("status", "-e", "quiet.yaml", "--json").result["executions"]
+    assert row["state"] == "interrupted"
+
+
+def test_a_state_folder_that_no_database_url_can_name(project: Project):
+    project.write("odd.yaml", f'state: "a?b"\n{QUIET}')
+    done = project.run("run", "recipe.yaml", "-e", "odd.yaml", "--json")
+    assert (done.code, "one of ? # %" in done.result["message"]) == (3, True)
+    assert not (project.folder / "a").exists()
