@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator.cli.options import Environment, Json, new_app
+
+if TYPE_CHECKING:
+    from orchestrator.app.lineage import Lineage
 
 app = new_app()
 
@@ -25,14 +28,20 @@ def lineage(
     """Trace anything back to its dataset and commit, and forward to the endpoints that serve it."""
     from orchestrator.app.lineage import lineage as trace
     from orchestrator.app.wiring import open_workplace
-    from orchestrator.cli.output import print_json, print_table
-    from orchestrator.core.digests import short
+    from orchestrator.cli.output import print_json
 
     with open_workplace(environment).look_into_ledger() as ledger:
         found = trace(ledger, subject)
     if as_json:
         print_json(found.to_json())
         return
+    _show(found)
+
+
+def _show(found: Lineage) -> None:
+    from orchestrator.cli.output import print_table
+    from orchestrator.core.digests import short
+
     rows = [*found.artifacts, *found.used_by]
     print_table(
         ("", "kind", "digest", "step", "execution"),

@@ -116,14 +116,14 @@ class Engine:
     def _walk(self) -> None:
         recorder, plan = self._recorder, self._job.plan
         recorder.begin(plan)
-        to_do = [s for s in plan.steps if s.action not in {Action.REUSE, Action.SKIP}]
+        to_do = [step for step in plan.steps if not step.is_done]
         ray = any(s.draft.about.needs_ray for s in to_do)
         pool = any(s.draft.kind == "deploy" for s in to_do)
         if ray or pool:
             self._site.start(ray=ray, pool=pool)
         batch: list[PlannedStep] = []
         for step in plan.steps:
-            in_segment = step.draft.about.place == "worker" and step.action not in {Action.REUSE, Action.SKIP}
+            in_segment = step.draft.about.place == "worker" and not step.is_done
             if in_segment:
                 batch.append(step)
                 continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, cast
 
@@ -100,6 +100,11 @@ class PlannedStep:
         """The step's name."""
         return self.draft.name
 
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to do for it."""
+        return self.action in {Action.REUSE, Action.SKIP}
+
     def to_json(self) -> dict[str, Any]:
         """Return what `plan --json` prints for the step."""
         return {
@@ -126,12 +131,7 @@ class Plan:
     @property
     def all_reused(self) -> bool:
         """Whether nothing is left to do."""
-        return all(step.action in {Action.REUSE, Action.SKIP} for step in self.steps)
-
-    @property
-    def needs_ray(self) -> bool:
-        """Whether a step that may run needs a Ray cluster, or the pool that one places."""
-        return any(s.action not in {Action.REUSE, Action.SKIP} and s.draft.about.needs_ray for s in self.steps)
+        return all(step.is_done for step in self.steps)
 
     def step(self, name: str) -> PlannedStep:
         """Return a step by name."""
@@ -176,8 +176,3 @@ def draft_from_json(data: Mapping[str, Any]) -> Draft:
         data=data["data"],
         timeout_s=float(data["timeout_s"]),
     )
-
-
-def with_action(step: PlannedStep, action: Action, reason: str) -> PlannedStep:
-    """Return the step with another decision."""
-    return replace(step, action=action, reason=reason)

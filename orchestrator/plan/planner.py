@@ -106,10 +106,10 @@ def make_plan(
 
 
 def _decide(draft: Draft, planned: Mapping[str, PlannedStep], known: Known, *, refresh: bool) -> PlannedStep:
-    open_needs = [need for need in draft.needs if planned[need].action not in {Action.REUSE, Action.SKIP}]
-    if any(planned[i.step].action not in {Action.REUSE, Action.SKIP} for i in draft.inputs):
-        waits = next(i for i in draft.inputs if planned[i.step].action not in {Action.REUSE, Action.SKIP})
-        return PlannedStep(draft, Action.RUN_LATER, f"{waits.step} runs first", refresh=refresh)
+    open_needs = [need for need in draft.needs if not planned[need].is_done]
+    unknown = next((i.step for i in draft.inputs if i.step in open_needs), None)
+    if unknown is not None:
+        return PlannedStep(draft, Action.RUN_LATER, f"{unknown} runs first", refresh=refresh)
     inputs = {i.name: planned[i.step].outputs[i.output] for i in draft.inputs}
     parts = parts_of(draft, inputs)
     fingerprint = fingerprint_of(parts)

@@ -105,25 +105,13 @@ def _run(
     _check_sources(segment.recipe_dir, draft)
     for digest in inputs.values():
         store.verify(digest, content=True)
-    work, out = _folders(segment, item, fingerprint)
-    context = StepContext(
-        step=draft.name,
-        kind=draft.kind,
-        spec=draft.spec,
-        recipe_dir=segment.recipe_dir,
-        inputs={name: store.path(digest) for name, digest in inputs.items()},
-        work=work,
-        out=out,
-        site=_site_info(segment, draft),
-        attempt=item.attempt,
-        events=BoundEvents(events, draft.name),
-    )
+    context = _context(segment, item, store, inputs, fingerprint, events)
     faults.point(f"worker.{draft.kind}.before_run")
     result = _call(cast("Step", importlib.import_module(draft.about.module).run), context)
     metrics = {name: check_metric(name, value, draft.name) for name, value in result.metrics.items()}
     faults.point(f"worker.{draft.kind}.before_commit")
     stored = _commit(store, result)
-    shutil.rmtree(out, ignore_errors=True)
+    shutil.rmtree(context.out, ignore_errors=True)
     record: dict[str, Any] = {
         "fingerprint": fingerprint,
         "parts": dict(parts),
@@ -141,6 +129,29 @@ def _run(
     store.put_result(fingerprint, record)
     faults.point(f"worker.{draft.kind}.after_manifest")
     return record
+
+
+def _context(
+    segment: Segment,
+    item: SegmentStep,
+    store: Store,
+    inputs: Mapping[str, str],
+    fingerprint: str,
+    events: EventWriter,
+) -> StepContext:
+    work, out = _folders(segment, item, fingerprint)
+    return StepContext(
+        step=item.draft.name,
+        kind=item.draft.kind,
+        spec=item.draft.spec,
+        recipe_dir=segment.recipe_dir,
+        inputs={name: store.path(digest) for name, digest in inputs.items()},
+        work=work,
+        out=out,
+        site=_site_info(segment, item.draft),
+        attempt=item.attempt,
+        events=BoundEvents(events, item.draft.name),
+    )
 
 
 def _folders(segment: Segment, item: SegmentStep, fingerprint: str) -> tuple[Path, Path]:

@@ -262,6 +262,15 @@ def test_gc_says_first_and_keeps_what_is_needed(project: Project):
     assert actions(run(project)) == {"a": "REUSE"}
 
 
+def test_gc_takes_nothing_from_an_execution_that_runs(project: Project):
+    process = start_slow(project)
+    did = ask(project, "gc", "--keep-executions", "1", "--older-than", "0s", "--remove")
+    assert did["items"] == []
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+
+
 def test_secrets_never_reach_output_or_disk(project: Project):
     recipe(project, '{name: a, command: ["sh", "-c", "echo done"], params: {api_key: "CANARY123456789"}}')
     done = run(project, MY_TOKEN="CANARY-ENV-123456")
