@@ -31,6 +31,7 @@ clean:
 
 .venv/run.stamp: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing the pinned set into .venv: some minutes, about 2 GB"
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[control,train,serve,examples]'
 	touch $@
 

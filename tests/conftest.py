@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from orchestrator.core import redact
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -22,3 +25,10 @@ def private_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "ORCHESTRATE_ENVIRONMENT"):
         os.environ.pop(name, None)
     return home
+
+
+@pytest.fixture(autouse=True)
+def no_secrets_of_other_tests() -> Iterator[None]:
+    """Forget what a test told the redaction to mask; `00000000` as a token would mask half of the next test's digests."""
+    yield
+    redact._values.clear()

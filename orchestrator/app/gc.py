@@ -48,20 +48,33 @@ def collect(workplace: Workplace, keep_executions: int, older_than_s: float, *, 
 
 
 def _kept(ledger: Ledger, keep_executions: int) -> tuple[set[str], set[str]]:
-    digests: set[str] = set()
-    fingerprints: set[str] = set()
-    seen: dict[str, int] = {}
+    """Return what stays: of each recipe the newest executions that succeeded and all after them, and what is served."""
+    served = _served(ledger)
+    makers = {row.execution for digest in served if (row := ledger.artifacts.get(digest)) is not None}
+    digests, fingerprints = set(served), set[str]()
+    succeeded: dict[str, int] = {}
     for row in ledger.executions.list(limit=100_000):
-        seen[row.recipe] = seen.get(row.recipe, 0) + 1
-        if seen[row.recipe] > keep_executions and row.state != "running":
+        before = succeeded.get(row.recipe, 0)
+        succeeded[row.recipe] = before + (row.state == "succeeded")
+        if before >= keep_executions and row.state != "running" and row.id not in makers:
             continue
         for step in ledger.executions.steps(row.id):
             digests |= set(step.outputs.values())
             fingerprints |= {step.fingerprint} if step.fingerprint else set()
-    for endpoint in ledger.generations.endpoints():
-        for generation in ledger.generations.list(endpoint):
-            digests |= {generation.artifact, generation.bundle}
     return digests, fingerprints
+
+
+def _served(ledger: Ledger) -> set[str]:
+    """Return the bundles of every generation, which a rollback may want, and all that they were made from."""
+    generations = [g for endpoint in ledger.generations.endpoints() for g in ledger.generations.list(endpoint)]
+    found: set[str] = set()
+    todo = [digest for g in generations for digest in (g.bundle, g.artifact) if digest]
+    while todo:
+        digest = todo.pop()
+        if digest not in found:
+            found.add(digest)
+            todo.extend(ledger.artifacts.parents(digest))
+    return found
 
 
 def _running_since(ledger: Ledger) -> list[float]:
@@ -77,7 +90,8 @@ def _outputs(result: Mapping[str, object] | None) -> set[str]:
 def _old_folders(root: Path, keep: set[str], before: float) -> list[Path]:
     if not root.is_dir():
         return []
-    return [path for path in sorted(root.iterdir()) if path.name not in keep and path.stat().st_mtime < before]
+    folders = (path for path in sorted(root.iterdir()) if path.is_dir() and path.name not in keep)
+    return [path for path in folders if path.stat().st_mtime < before]
 
 
 def _size(path: Path) -> int:

@@ -81,8 +81,9 @@ def _seeds(ledger: Ledger, asked: str) -> list[str]:
         known = ledger.artifacts.get(digest) or ledger.artifacts.parents(digest)
         if known:
             return [digest]
-    by_prefix = [row.digest for row in _all_artifacts(ledger) if row.digest.startswith(f"sha256:{asked}")]
-    if len(asked) >= 6 and by_prefix:
+    beginning = asked.removeprefix("sha256:")
+    by_prefix = [digest for digest in _all_digests(ledger) if digest.startswith(f"sha256:{beginning}")]
+    if len(beginning) >= 6 and by_prefix:
         return by_prefix
     if _is_execution(ledger, asked):
         return [digest for step in ledger.executions.steps(asked) for digest in step.outputs.values()]
@@ -104,8 +105,10 @@ def _is_execution(ledger: Ledger, asked: str) -> bool:
     return True
 
 
-def _all_artifacts(ledger: Ledger) -> Sequence[ArtifactRow]:
-    return ledger.artifacts.list(limit=100_000)
+def _all_digests(ledger: Ledger) -> list[str]:
+    """Return every artifact's digest, and the names that clients see of the bundles that were served."""
+    served = [g.bundle for endpoint in ledger.generations.endpoints() for g in ledger.generations.list(endpoint)]
+    return [*dict.fromkeys(served), *(row.digest for row in ledger.artifacts.list(limit=100_000))]
 
 
 def _walk(seeds: Sequence[str], step: Callable[[str], Sequence[str]]) -> list[str]:

@@ -11,7 +11,7 @@ from orchestrator.cli.output import print_json, say
 from orchestrator.core.redact import redact_text
 from orchestrator.core.units import format_duration
 from orchestrator.engine.events import Event
-from orchestrator.plan.model import Plan
+from orchestrator.plan.model import Action, Plan
 
 
 class Display(Protocol):
@@ -50,7 +50,10 @@ def make_display(*, as_json: bool) -> Display:
 def plan_lines(plan: Plan) -> list[str]:
     """Return the plan as aligned text."""
     width = max((len(step.name) for step in plan.steps), default=4)
-    return [redact_text(f"  {step.name:<{width}}  {step.action:<6}  {step.reason}") for step in plan.steps]
+    lines = [redact_text(f"  {step.name:<{width}}  {step.action:<6}  {step.reason}") for step in plan.steps]
+    if any(step.action is Action.RUN_LATER for step in plan.steps):
+        lines.append("  (RUN*: runs, unless its inputs turn out to be what an earlier result was made from)")
+    return lines
 
 
 def step_text(payload: dict[str, Any]) -> str:

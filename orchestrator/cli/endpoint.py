@@ -12,9 +12,13 @@ from orchestrator.cli.options import Environment, Json, new_app
 app = new_app()
 
 
-@app.callback()
-def endpoint() -> None:
-    """Look at endpoints, and send them requests."""
+@app.callback(
+    invoke_without_command=True, epilog="Examples:  orchestrate endpoint list   |   orchestrate endpoint infer digits"
+)
+def endpoint(ctx: typer.Context, environment: Environment = None, as_json: Json = False) -> None:
+    """List endpoints; send one a request."""
+    if ctx.invoked_subcommand is None:
+        list_(environment, as_json)
 
 
 @app.command("list", epilog="Example:  orchestrate endpoint list --json")
@@ -22,15 +26,18 @@ def list_(environment: Environment = None, as_json: Json = False) -> None:
     """List endpoints: where they answer, with which generation of which bundle, on what device."""
     from orchestrator.app.endpoints import list_endpoints
     from orchestrator.app.wiring import open_workplace
-    from orchestrator.cli.output import print_json, print_table
+    from orchestrator.cli.output import print_json, print_table, say
     from orchestrator.core.digests import short
 
-    rows = list_endpoints(open_workplace(environment))
+    workplace = open_workplace(environment)
+    rows = list_endpoints(workplace)
     if as_json:
         print_json({"endpoints": rows})
         return
     columns = ("endpoint", "state", "generation", "bundle", "device", "pool", "url")
     print_table(columns, [[short(r[c]) if c == "bundle" else r[c] for c in columns] for r in rows])
+    if not rows:
+        say(f"nothing has been deployed yet with the state in {workplace.state}")
 
 
 @app.command(

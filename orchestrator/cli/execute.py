@@ -51,7 +51,9 @@ def _epilogue(display: Display, report: RunReport) -> None:
     if report.endpoint:
         endpoint = report.endpoint
         display.line(f"  endpoint  {endpoint.get('url', '')}  generation {endpoint.get('generation')}")
-        display.line(f"  device    {endpoint.get('device', '')}")
+        device = str(endpoint.get("device", ""))
+        rehearsed = ": ONNX in place of an NPU; nothing was compiled for Ascend" if "rehearsal" in device else ""
+        display.line(f"  device    {device}{rehearsed}")
         display.line(f"  bundle    {endpoint.get('bundle', '')}")
         display.line(f"  try       orchestrate endpoint infer {endpoint.get('endpoint', '')}")
     if report.tracking.get("state") == "pending":
@@ -60,3 +62,5 @@ def _epilogue(display: Display, report: RunReport) -> None:
         behind = "" if report.tracking["state"] == "done" else "   (the projection is catching up)"
         display.line(f"  MLflow    orchestrate ui{behind}")
     display.line(f"  lineage   orchestrate lineage {report.execution}")
+    if report.endpoint:
+        display.line("  stop      orchestrate down   (the site stays up until then)")

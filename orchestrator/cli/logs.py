@@ -25,7 +25,7 @@ def logs(
     """Print what steps printed."""
     from orchestrator.app import history
     from orchestrator.app.wiring import open_workplace
-    from orchestrator.cli.output import print_json
+    from orchestrator.cli.output import print_json, say
     from orchestrator.core.errors import UsageError
     from orchestrator.core.redact import redact_text
 
@@ -39,6 +39,9 @@ def logs(
         def going() -> bool:
             return follow and history.going(ledger, found)
 
+        if not as_json and not follow and not history.log_files(workplace, found, step):
+            reused = "every step was reused" if step is None else f"step {step} printed nothing here"
+            say(f"no logs in execution {found}: {reused}; `orchestrate status` lists earlier executions")
         last = ""
         for name, raw in history.follow(lambda: history.log_files(workplace, found, step), going):
             text = redact_text(raw)

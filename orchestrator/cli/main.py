@@ -27,7 +27,7 @@ VERBS: Final[dict[str, dict[str, str]]] = {
     "Serve": {
         "endpoint": "List endpoints; send one a request.",
         "up": "Bring the local site up.",
-        "down": "Take the local site down; nothing of it stays.",
+        "down": "Take the local site down; ledger, store and MLflow data stay.",
         "site": "Show what runs on a site.",
     },
     "Set up": {

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import typer
+
 from orchestrator.cli.options import Environment, Json, new_app
 
 app = new_app()
 
 
-@app.callback()
-def site() -> None:
-    """Look at a site."""
+@app.callback(invoke_without_command=True, epilog="Examples:  orchestrate site status   |   orchestrate site --json")
+def site(ctx: typer.Context, environment: Environment = None, as_json: Json = False) -> None:
+    """Show what runs on a site."""
+    if ctx.invoked_subcommand is None:
+        status(environment, as_json)
 
 
 @app.command(epilog="Example:  orchestrate site status --json")

@@ -23,7 +23,7 @@ def status(
     """Show the latest executions, or one execution with its steps and attempts."""
     from orchestrator.app import history
     from orchestrator.app.wiring import open_workplace
-    from orchestrator.cli.output import print_json, print_table
+    from orchestrator.cli.output import print_json, print_table, say
 
     workplace = open_workplace(environment)
     with workplace.look_into_ledger() as ledger:
@@ -41,6 +41,8 @@ def status(
         columns = ("execution", "recipe", "state", "wall_s", "user")
         cells = [[_when(row["created_at"]), *(row[c] for c in columns)] for row in rows]
         print_table(["began", *columns], cells)
+        if not cells:
+            say(f"nothing has been run yet with the state in {workplace.state}")
 
 
 def _print_one(shown: dict[str, Any]) -> None:

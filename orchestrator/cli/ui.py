@@ -28,8 +28,9 @@ def ui(
         if as_json:
             print_json({"url": url, "pages": pages})
             return
-        print(f"MLflow: {url}", flush=True)
-        for name, page in pages.items():
-            print(f"  {name:<12}{page}", flush=True)
+        print(f"MLflow: {url}   (Ctrl-C ends it)", flush=True)
+        for name in ("execution", "experiment"):
+            if name in pages:
+                print(f"  {name:<12}{pages[name]}", flush=True)
 
     open_ui(open_workplace(environment), execution, port, browser=browser, announce=announce)

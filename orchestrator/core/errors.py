@@ -204,6 +204,7 @@ def _families() -> dict[str, type[OrchestratorError]]:
     todo: list[type[OrchestratorError]] = [OrchestratorError]
     while todo:
         family = todo.pop()
-        found[family.__name__] = family
+        if family.__module__ == __name__:  # those of other rooms do not travel
+            found[family.__name__] = family
         todo.extend(family.__subclasses__())
     return found

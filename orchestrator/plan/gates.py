@@ -7,6 +7,7 @@ import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, Final
 
 from orchestrator.core.errors import GateError, OrchestratorError
@@ -44,7 +45,9 @@ class Gate:
     def judge(self, metrics: Mapping[str, float]) -> str | None:
         """Return None when the gate is met, else why not and by how much. NaN never meets a gate."""
         if self.metric not in metrics:
-            return f"{self.metric} was not measured (have: {', '.join(sorted(metrics)) or 'no metric'})"
+            close = get_close_matches(self.metric, metrics, n=1)
+            meant = f"; did you mean `{close[0]}`?" if close else ""
+            return f"{self.metric} was not measured (have: {', '.join(sorted(metrics)) or 'no metric'}{meant})"
         value = metrics[self.metric]
         if math.isfinite(value) and _COMPARE[self.compare](value, self.limit):
             return None
@@ -70,6 +73,6 @@ def judge_result(step: str, spec: Mapping[str, Any], metrics: Mapping[str, float
     return GateError(
         "; ".join(misses),
         place=step,
-        hint="train longer or better, or change the gate in the recipe (the result is kept; no step runs again for it)",
+        hint="improve the model, or correct the gate in the recipe (the result is kept; no step runs again for it)",
         details={"misses": misses, "metrics": dict(metrics)},
     )

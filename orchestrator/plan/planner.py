@@ -8,6 +8,7 @@ from typing import Any, Protocol, cast
 
 from orchestrator.core.errors import PlanError
 from orchestrator.plan.fingerprint import explain, fingerprint_of, parts_of
+from orchestrator.plan.gates import judge_result
 from orchestrator.plan.model import Action, Draft, Plan, PlannedStep
 
 
@@ -118,6 +119,9 @@ def _decide(draft: Draft, planned: Mapping[str, PlannedStep], known: Known, *, r
     result = None if refresh else known.result(fingerprint)
     if result is not None:
         reason = f"nothing changed; made by {result.get('execution', 'an earlier execution')}"
+        miss = judge_result(draft.name, draft.spec, cast("Mapping[str, float]", result["metrics"]))
+        if miss is not None:
+            reason = f"nothing changed, but its gate says no: {miss.message}"
         outputs = {name: str(ref["digest"]) for name, ref in cast("dict[str, Any]", result["outputs"]).items()}
         return PlannedStep(draft, Action.REUSE, reason, fingerprint, parts, outputs, result)
     reason = "refresh asked" if refresh else explain(known.previous_parts(draft.name), parts)

@@ -188,7 +188,7 @@ Duration = Annotated[
 ]
 Command = Annotated[
     tuple[str, ...],
-    PlainValidator(_command),
+    BeforeValidator(_command),
     WithJsonSchema({"type": ["string", "array"], "items": {"type": "string"}, "minItems": 1}),
 ]
 ParamValue = Annotated[

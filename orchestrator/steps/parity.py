@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from orchestrator.core.errors import GateError
-from orchestrator.graph.parity import OutputMetrics, compare
+from orchestrator.graph.parity import EXACT_DB, OutputMetrics, compare
 from orchestrator.graph.run_onnx import OnnxModel
 from orchestrator.graph.torch_model import predictor
 from orchestrator.graph.verdict import Thresholds, Verdict, judge
@@ -52,6 +52,8 @@ def _figures(name: str, output: OutputMetrics) -> dict[str, float]:
         f"cosine.{name}": output.worst_cosine,
         f"top1.{name}": output.top1_agreement,
     }
+    if output.worst_sqnr_db >= EXACT_DB:
+        del figures[f"sqnr_db.{name}"]
     return {key: value for key, value in figures.items() if value is not None and math.isfinite(value)}
 
 

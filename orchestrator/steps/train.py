@@ -68,7 +68,7 @@ def _announce(ctx: StepContext, placement: Placement, workers: int, done: int) -
         ctx.events.message(f"NO GPU: training on the CPU, as site {ctx.site.name!r} allows")
     if done:
         ctx.events.message(f"resuming: {done} epoch(s) are committed")
-    ctx.events.progress(done, max(done, 1), f"training on {workers} worker(s), {placement.text}")
+    ctx.events.progress(done, max(done, 1), f"starting {workers} worker(s) on {placement.text}")
 
 
 def _fit_until_done(ctx: StepContext, placement: Placement, workers: int) -> int:

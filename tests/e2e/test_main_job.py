@@ -77,7 +77,7 @@ def test_every_step_runs_and_the_model_is_good(first: Done):
     assert result["endpoint"]["device"] == "cpu (rehearsal)"
     assert result["endpoint"]["generation"] == 1
     metrics = [line for line in first.lines if line["event"] == "metric" and line["step"] == "train"]
-    assert len([m for m in metrics if m["name"] == "loss"]) == 8, "one loss per epoch, streamed"
+    assert len([m for m in metrics if m["name"] == "loss"]) == 10, "one loss per epoch, streamed"
     assert any(m["name"].startswith("system/") for m in metrics)
 
 
@@ -168,6 +168,7 @@ def test_a_missed_gate_says_by_how_much(project: Project, first: Done, tmp_path:
 def test_three_kills_of_the_orchestrator_end_as_if_nothing_had_happened(project: Project, first: Done):
     """kill -9 in the middle of training, between registering and deploying, and in the middle of the deploy."""
     longer = ("--set", "params.epochs=20")
+    earlier = len(ask(project, "status", "--recipe", "digits")["executions"])
     process = project.start("run", RECIPE, "-e", LOCAL, "--json", *longer)
     trained = 0
     for line in process.stdout:
@@ -179,6 +180,7 @@ def test_three_kills_of_the_orchestrator_end_as_if_nothing_had_happened(project:
             break
     assert trained == 4
     process.communicate()
+    committed = _newest_checkpoint(project)
     log = project.folder / "faults.log"
     for point in ("engine.register.done", "deploy.staged"):
         killed = run(project, *longer, ORCHESTRATE_FAULT=f"{point}:kill", ORCHESTRATE_FAULT_LOG=str(log))
@@ -189,25 +191,39 @@ def test_three_kills_of_the_orchestrator_end_as_if_nothing_had_happened(project:
     rows = ask(project, "status", "--recipe", "digits")["executions"]
     assert rows[0]["execution"] == done.result["execution"]
     assert rows[0]["state"] == "succeeded"
-    assert [r["state"] for r in rows].count("succeeded") == 3, "the killed execution was continued, not begun anew"
+    assert len(rows) == earlier + 1, "the killed execution was continued, not begun anew"
     shown = ask(project, "status", done.result["execution"])
     assert {s["step"]: s["state"] for s in shown["steps"]} == dict.fromkeys(STEPS, "succeeded")
     actions = {s["step"]: s["action"] for s in shown["steps"]}
     assert actions == {**dict.fromkeys(STEPS, "RUN"), "preflight": "REUSE", "train": "RESUME"}
     train = [a for a in shown["attempts"] if a["step"] == "train"]
     assert [a["state"] for a in train] == ["cancelled", "succeeded"]
-    epochs = _epochs_committed(project)
-    assert sorted(epochs) == list(range(20)), "each epoch was committed once"
+    before, after = _epochs_trained(project, committed)
+    assert before == list(range(committed + 1)), "what was committed before the kill"
+    assert min(after) == committed + 1, "no committed epoch was trained again"
+    assert sorted(set(after)) == list(range(committed + 1, 20))
+    assert len(after) - len(set(after)) <= 1, "only the epoch that was being committed may be trained again"
     (row,) = ask(project, "endpoint", "list")["endpoints"]
     assert (row["generation"], row["state"]) == (2, "ready")
 
 
-def _epochs_committed(project: Project) -> list[int]:
-    """Epochs that were committed, in order, over all attempts of the longest training."""
+def _newest_checkpoint(project: Project) -> int:
+    """The newest complete checkpoint of the training that is under way: the one whose folder was touched last."""
+    work = (project.folder / ".orchestrate").glob("work/*/checkpoints")
+    newest = max(work, key=lambda path: path.stat().st_mtime)
+    return max(int(path.parent.name.removeprefix("epoch-")) for path in newest.glob("epoch-*/manifest.json"))
+
+
+def _epochs_trained(project: Project, committed: int) -> tuple[list[int], list[int]]:
+    """Epochs recorded by the longest training, in order: those up to `committed`, and all that came after."""
     files = (project.folder / ".orchestrate").glob("work/*/metrics.ndjson")
     found = [[json.loads(line) for line in path.read_text().splitlines()] for path in files]
-    longest = max(found, key=len)
-    return [record["epoch"] for record in longest if "epoch" in record]
+    epochs = [record["epoch"] for record in max(found, key=len) if "epoch" in record]
+    split = epochs.index(committed) + 1 if committed in epochs else len(epochs)
+    after = epochs[split:]
+    if after[:1] == [committed]:  # a training that resumes first says again what the last checkpoint holds
+        after = after[1:]
+    return epochs[:split], after
 
 
 @needs_browser
