@@ -13,7 +13,7 @@ from orchestrator.core.redact import redact_url
 from orchestrator.recipe.fields import FilePath, Flag, Model, Name, Soc, Text, Version, Whole
 
 _TRACKING: Final = re.compile(r"sqlite|none|https?://[^\s/]+\S*")
-_LEDGER: Final = re.compile(r"sqlite:////\S+|postgresql\+psycopg://\S+")
+_LEDGER: Final = re.compile(r"sqlite:////\S+|postgresql(?:\+psycopg)?://\S+")
 
 
 def _tracking(value: str) -> str:

@@ -84,7 +84,7 @@ class _Drafts:
         if step.entrypoint is not None:
             spec["entrypoint"] = step.entrypoint
         else:
-            spec["command"] = step.command
+            spec["command"] = list(step.command or ())
         return Draft(
             name=step.name,
             kind="custom",
@@ -115,7 +115,7 @@ class _Drafts:
         if train.entrypoint is not None:
             spec["entrypoint"] = train.entrypoint
         else:
-            spec["command"] = train.command
+            spec["command"] = list(train.command or ())
         entrypoints = [train.entrypoint] if train.entrypoint else []
         after = (*self._own, "preflight") if self._recipe.model is not None else self._own
         return Draft(

@@ -105,6 +105,9 @@ class Retries(Model):
     user: Whole = Field(0, ge=0, le=100, description="After the user's code raised or exited non-zero.")
     infra: Whole = Field(3, ge=0, le=100, description="After a process, disk, network or cluster failed.")
     preemption: Whole = Field(10, ge=0, le=1000, description="After the machine was taken away.")
+    capacity: Whole = Field(
+        0, ge=0, le=1000, description="When the cluster has no room; 0 ends the run as waiting (exit 5)."
+    )
 
 
 class OwnStep(Model):
