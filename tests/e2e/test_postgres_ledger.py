@@ -33,4 +33,4 @@ def test_two_people_share_one_ledger(tmp_path: Path, postgres_server: PostgresSe
     listed = bob.run("status", "-e", "team.yaml", "--json").result["executions"]
     assert [row["execution"] for row in listed] == [second.result["execution"], first.result["execution"]]
     plan = bob.run("plan", "recipe.yaml", "-e", "team.yaml", "--json").result["steps"]
-    assert plan[0]["reason"] == "its result is no longer in the store", "Bob's store has no result of Ann's"
+    assert plan[0]["reason"] == "no finished result of it is in the store", "Bob's store has no result of Ann's"
