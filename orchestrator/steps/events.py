@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from orchestrator.core.errors import UserCodeError
+from orchestrator.core.tail import LineTail
 
 HEARTBEAT_S: Final = 2.0
 _LONGEST_NAME: Final = 200
@@ -110,21 +111,12 @@ def _plain(value: Any) -> Any:
 
 
 class EventReader:
-    """Reads what a worker appended since the last call; a torn last line waits for its rest."""
+    """Reads what a worker appended since the last call."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._offset = 0
+        self._tail = LineTail(path)
 
     def read(self) -> Iterator[dict[str, Any]]:
         """Yield the new events."""
-        try:
-            with self._path.open("rb") as file:
-                file.seek(self._offset)
-                data = file.read()
-        except FileNotFoundError:
-            return
-        end = data.rfind(b"\n") + 1
-        self._offset += end
-        for line in data[:end].splitlines():
+        for line in self._tail.read():
             yield json.loads(line)

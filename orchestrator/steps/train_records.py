@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, cast
 
+from orchestrator.core.tail import LineTail
 from orchestrator.steps.api import StepEvents
 
 _POLL_S: Final = 0.2
@@ -46,9 +47,8 @@ class RecordTail:
     """
 
     def __init__(self, path: Path, events: StepEvents) -> None:
-        self._path = path
+        self._tail = LineTail(path)
         self._events = events
-        self._offset = 0
         self._seen: set[tuple[str, int]] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="train-records", daemon=True)
@@ -71,15 +71,7 @@ class RecordTail:
             self._drain()
 
     def _drain(self) -> None:
-        try:
-            with self._path.open("rb") as file:
-                file.seek(self._offset)
-                data = file.read()
-        except FileNotFoundError:
-            return
-        end = data.rfind(b"\n") + 1
-        self._offset += end
-        for line in data[:end].splitlines():
+        for line in self._tail.read():
             self._pass_on(line)
 
     def _pass_on(self, line: bytes) -> None:
