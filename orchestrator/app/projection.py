@@ -23,6 +23,7 @@ from orchestrator.tracking.snapshot import ProjectionReport
 
 BUDGET_S: Final = 10.0
 _PERIOD_S: Final = 1.0
+_POLL_S: Final = 0.05
 _RECENT: Final = 50
 _FINAL: Final = {"succeeded", "failed", "cancelled", "interrupted", "waiting"}
 
@@ -123,9 +124,18 @@ def _mirror(workplace: Workplace, execution: str, result: Path, parent: ProcessI
             if final or orphan:
                 write_json(result, report)
                 break
-            time.sleep(_PERIOD_S)
+            _wait(ledger, execution, parent)
         if report["state"] == "done":
             catch_up(workplace, ledger, but=execution)
+
+
+def _wait(ledger: Ledger, execution: str, parent: ProcessIdentity | None) -> None:
+    """Let a second pass, or less when the execution ends: somebody waits for us then."""
+    until = time.monotonic() + _PERIOD_S
+    while time.monotonic() < until:
+        time.sleep(_POLL_S)
+        if parent is None or not parent.alive() or ledger.executions.get(execution).state in _FINAL:
+            return
 
 
 def main(arguments: list[str]) -> None:
