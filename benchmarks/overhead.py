@@ -3,8 +3,9 @@
     python benchmarks/overhead.py [--quick] [--json]
 
 Rows: the plain script (torchrun-style, one process per worker, then export); `orchestrate run` cold (site down, nothing
-cached), warm (site up, nothing cached) and again (everything reused); and a recipe of 20 no-op own steps
-(what each step beyond the first adds; the constant part is process start and MLflow's import). All fresh processes; the same recipe code, epochs and workers.
+cached), warm (site up, nothing cached) and again (everything reused); and a recipe of 20 no-op own steps, without MLflow
+and with it (its import and database cost some seconds a run, whatever the number of steps). All fresh processes; the
+same recipe code, epochs and workers.
 """
 
 from __future__ import annotations
@@ -68,12 +69,18 @@ def orchestrated(folder: Path, *arguments: str) -> tuple[float, dict[str, Any]]:
     return wall_s, json.loads(out.splitlines()[-1])
 
 
-def noops(folder: Path, count: int) -> float:
-    """Return the wall seconds of a recipe of no-op own steps, MLflow's projection and process start included."""
+def noops(folder: Path, count: int, *, mlflow: bool = True) -> float:
+    """Return the wall seconds of a recipe of no-op own steps, process start included."""
     lines = [f"  - {{name: s{i}, command: ['true'], params: {{i: {i}}}}}" for i in range(count)]
-    name = f"noops-{count}"
+    name = f"noops-{count}-{'mlflow' if mlflow else 'quiet'}"
     (folder / f"{name}.yaml").write_text(f"recipe: 1\nname: {name}\nsteps:\n" + "\n".join(lines) + "\n")
-    return timed([sys.executable, "-m", "orchestrator", "run", f"{name}.yaml", "--json"], folder)[0]
+    command = [sys.executable, "-m", "orchestrator", "run", f"{name}.yaml", "--json"]
+    if not mlflow:
+        (folder / "quiet.yaml").write_text(
+            "environment: 1\ntracking: {uri: none}\nsites: {local: {kind: local, allow_cpu: true}}\n"
+        )
+        command += ["-e", "quiet.yaml"]
+    return timed(command, folder)[0]
 
 
 def main() -> None:
@@ -82,7 +89,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="once instead of three times")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    rows: dict[str, list[float]] = {"plain": [], "cold": [], "warm": [], "reused": [], "noop_run": [], "noop_step": []}
+    names = ("plain", "cold", "warm", "reused", "noop_step", "noop_step_mlflow", "noop_step_more")
+    rows: dict[str, list[float]] = {name: [] for name in names}
     steps: dict[str, float] = {}
     for _ in range(1 if options.quick else 3):
         folder = Path(tempfile.mkdtemp())
@@ -94,8 +102,9 @@ def main() -> None:
             rows["warm"].append(orchestrated(folder, *(f"--refresh={s}" for s in steps if s != "deploy"))[0])
             rows["reused"].append(orchestrated(folder)[0])
             one_s, many_s = noops(folder, 1), noops(folder, NOOPS)
-            rows["noop_run"].append(many_s)
-            rows["noop_step"].append((many_s - one_s) / (NOOPS - 1))
+            rows["noop_step"].append(noops(folder, NOOPS, mlflow=False) / NOOPS)
+            rows["noop_step_mlflow"].append(many_s / NOOPS)
+            rows["noop_step_more"].append((many_s - one_s) / (NOOPS - 1))
         finally:
             timed([sys.executable, "-m", "orchestrator", "down"], folder)
             shutil.rmtree(folder)
@@ -107,9 +116,10 @@ def main() -> None:
     print(f"plain script            {best['plain']:7.2f} s")
     for name, ratio in ratios.items():
         print(f"orchestrate run, {name:<6} {best[name]:7.2f} s   {ratio:5.2f} x plain")
-    print(
-        f"{NOOPS} no-op own steps     {best['noop_run']:7.2f} s   {best['noop_step'] * 1000:.1f} ms for each further step"
-    )
+    milliseconds = {name: best[name] * 1000 for name in rows if name.startswith("noop")}
+    print(f"{NOOPS} no-op steps        {milliseconds['noop_step']:7.1f} ms a step, process start included, MLflow off")
+    print(f"  with MLflow           {milliseconds['noop_step_mlflow']:7.1f} ms a step")
+    print(f"  each further step     {milliseconds['noop_step_more']:7.1f} ms")
     for name, value in steps.items():
         print(f"  cold, {name:<12}{value:7.2f} s")
 

@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from orchestrator.app.wiring import Workplace, open_workplace
+from orchestrator.core.errors import Conflict
 from orchestrator.core.files import write_json
 from orchestrator.core.processes import ProcessIdentity
 from orchestrator.core.redact import redact_url
-from orchestrator.ledger import Ledger
+from orchestrator.ledger import Ledger, Owner
 from orchestrator.tracking.snapshot import ProjectionReport
 
 BUDGET_S: Final = 10.0
 _PERIOD_S: Final = 1.0
+_LEASE_TTL_S: Final = 60.0
 _POLL_S: Final = 0.05
 _RECENT: Final = 50
 _FINAL: Final = {"succeeded", "failed", "cancelled", "interrupted", "waiting"}
@@ -76,7 +78,10 @@ def catch_up(workplace: Workplace, ledger: Ledger, *, but: str = "") -> None:
     """Mirror recent executions whose end MLflow has not seen yet, oldest first."""
     for row in reversed(ledger.executions.list(limit=_RECENT)):
         if row.id != but and row.state in _FINAL and ledger.projections.get(_mark(row.id)) != row.state:
-            report = _project(workplace, ledger, row.id)
+            try:
+                report = _project(workplace, ledger, row.id, wait_s=0.0)
+            except Conflict:
+                continue  # its own projector is at work
             if report["state"] == "pending":
                 return  # it does not answer; the next command tries again
 
@@ -85,27 +90,34 @@ def _mark(execution: str) -> str:
     return f"orchestrate:projected:{execution}"
 
 
-def project_now(workplace: Workplace, ledger: Ledger, execution: str) -> ProjectionReport:
-    """Mirror one execution as the ledger knows it now; waits at most the budget."""
+def project_now(workplace: Workplace, ledger: Ledger, execution: str, *, wait_s: float = BUDGET_S) -> ProjectionReport:
+    """Mirror one execution as the ledger knows it now; waits at most the budget.
+
+    Raises:
+        Conflict: Another process has been mirroring this execution for longer than `wait_s`; two at once would make
+            things twice in MLflow, which has no compare-and-set.
+    """
     from orchestrator.app.snapshots import snapshot
     from orchestrator.tracking.projector import project
 
-    state = ledger.executions.get(execution).state
-    report = project(
-        snapshot(workplace, ledger, execution),
-        ledger.projections,
-        uri=workplace.tracking_uri,
-        artifact_root=workplace.artifact_root,
-        budget_s=BUDGET_S,
-        force=state in _FINAL,
-    )
-    if report.done and state in _FINAL:
-        ledger.projections.put(_mark(execution), state)
-    return report
+    owner = Owner.here("projection")
+    with ledger.leases.held(f"projection/{execution}", owner, ttl_s=_LEASE_TTL_S, wait_s=wait_s):
+        state = ledger.executions.get(execution).state
+        report = project(
+            snapshot(workplace, ledger, execution),
+            ledger.projections,
+            uri=workplace.tracking_uri,
+            artifact_root=workplace.artifact_root,
+            budget_s=BUDGET_S,
+            force=state in _FINAL,
+        )
+        if report.done and state in _FINAL:
+            ledger.projections.put(_mark(execution), state)
+        return report
 
 
-def _project(workplace: Workplace, ledger: Ledger, execution: str) -> dict[str, Any]:
-    report = project_now(workplace, ledger, execution)
+def _project(workplace: Workplace, ledger: Ledger, execution: str, *, wait_s: float = BUDGET_S) -> dict[str, Any]:
+    report = project_now(workplace, ledger, execution, wait_s=wait_s)
     return {
         "state": "done" if report.done else "pending",
         "pending": list(report.pending),

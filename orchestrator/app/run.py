@@ -28,7 +28,7 @@ from orchestrator.ledger import ExecutionRow, Holder, Lease, Ledger, Owner
 from orchestrator.ledger.rows import user_name
 from orchestrator.plan.model import Plan
 
-_REUSED_WAIT_S: Final = 1.0
+_LEAST_PATIENCE_S: Final = 1.0
 _CONTINUED: Final = {ExecutionState.RUNNING, ExecutionState.INTERRUPTED}
 
 
@@ -109,8 +109,13 @@ def run(request: RunRequest, watch: Watch) -> RunReport:
                 error.details |= _whereabouts(workplace, ledger, execution)
                 raise
             finally:
-                tracking = projection.finish(_REUSED_WAIT_S if plan.all_reused else BUDGET_S)
+                tracking = projection.finish(_patience_s(time.monotonic() - began))
         return _report(ledger, execution, time.monotonic() - began, tracking)
+
+
+def _patience_s(worked_s: float) -> float:
+    """Return how long to wait for MLflow: never longer than the work itself took; the projector goes on without us."""
+    return min(BUDGET_S, max(_LEAST_PATIENCE_S, worked_s))
 
 
 def _execute(request: RunRequest, prepared: Prepared, plan: Plan, recorder: Recorder) -> None:
