@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from orchestrator.app.wiring import Workplace
@@ -62,7 +61,7 @@ class PoolControl:
 
         owner = Owner.here(f"deploy {request.endpoint}")
         done = deploy(self._ledger, connect(self._workplace, draft.site), request, owner, tell=tell)
-        smoke = asdict(done.smoke) if done.smoke is not None else None
+        smoke = done.smoke.to_json() if done.smoke is not None else None
         return {
             "endpoint": done.endpoint,
             "generation": done.generation,
@@ -70,6 +69,6 @@ class PoolControl:
             "bundle": done.bundle,
             "pool": done.pool,
             "device": done.device,
-            "url": f"{done.url}/v2/models/{done.endpoint}" if "/v2/" not in done.url else done.url,
+            "url": done.url,
             "smoke": smoke,
         }

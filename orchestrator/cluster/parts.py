@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -33,7 +34,7 @@ _LOG_KEEP_BYTES: Final = 8 * 2**20
 _TAIL_BYTES: Final = 1500
 
 
-class Child:
+class Child(ABC):
     """One supervised process: started, watched, and started again with growing pauses."""
 
     def __init__(self, site: LocalSite, name: str) -> None:
@@ -67,15 +68,15 @@ class Child:
         elif self.state == "up" and now - self._started > _STEADY_S:
             self._ends = 0
 
+    @abstractmethod
     def start(self) -> None:
         """Start the process."""
-        raise NotImplementedError
 
+    @abstractmethod
     def is_ready(self) -> bool:
         """Tell whether the running process does its work."""
-        raise NotImplementedError
 
-    def clean_up(self) -> None:
+    def clean_up(self) -> None:  # noqa: B027  most have nothing to clean up
         """Called when the process has ended, before it is started again."""
 
     def spawn(self, command: list[str], env: dict[str, str]) -> None:

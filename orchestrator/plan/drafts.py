@@ -197,6 +197,12 @@ class _Drafts:
             raise PlanError(
                 f"the environment has no pool {rollout.pool!r}", hint=f"pools: {have}", place="rollout.pool"
             )
+        if not pool.rehearsal:
+            raise PlanError(
+                f"pool {rollout.pool!r} serves from {pool.soc} devices, and nothing is compiled for them in this version",
+                hint="deploy to a pool with `rehearsal: true`, or leave `rollout` out",
+                place="rollout.pool",
+            )
         spec = {"endpoint": rollout.endpoint, "pool": rollout.pool}
         inputs = (Input("bundle", "bundle", "bundle"),)
         return Draft("deploy", "deploy", pool.site, spec, inputs, ("register",), retries=Retries(infra=1))
