@@ -45,11 +45,12 @@ def entrypoints_of(recipe: Recipe) -> Iterator[tuple[Loc, str]]:
 
 def _step_names(recipe: Recipe) -> Iterator[Finding]:
     seen: set[str] = set()
+    of_targets = {f"{kind}-{target.name}" for target in recipe.targets for kind in ("forecast", "compile")}
     for index, step in enumerate(recipe.steps):
         at: Loc = ("steps", index, "name")
         if step.name in seen:
             yield at, f"a step `{step.name}` stands above already"
-        if step.name in RESERVED_STEPS:
+        if step.name in RESERVED_STEPS | of_targets:
             yield at, f"`{step.name}` is a step that the program adds itself; choose another name"
         seen.add(step.name)
 

@@ -13,7 +13,8 @@ from pydantic_core import PydanticCustomError
 from orchestrator.core.digests import is_digest
 from orchestrator.core.ids import is_name
 from orchestrator.core.units import parse_duration_s
-from orchestrator.recipe.problems import show
+from orchestrator.recipe.problems import did_you_mean, show
+from orchestrator.recipe.rewrite_names import REWRITE_NAMES
 
 _WORD: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _ENTRYPOINT: Final = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
@@ -148,6 +149,21 @@ def _command(value: object) -> tuple[str, ...]:
     return cast("tuple[str, ...]", words)
 
 
+def _keep(value: object) -> object:
+    if isinstance(value, str) and value in {"auto", "none"}:
+        return value
+    names = cast("list[object]", value if isinstance(value, list | tuple) else [])
+    if names and all(isinstance(name, str) and 0 < len(name) <= 1024 for name in names):
+        return tuple(names)
+    raise _wrong(f"{show(value)} is not `auto`, `none` or a list of node names of the ONNX graph")
+
+
+def _rewrite(value: str) -> str:
+    if value not in REWRITE_NAMES:
+        raise _wrong(f"there is no rewrite {show(value)}{did_you_mean(value, REWRITE_NAMES)}")
+    return value
+
+
 def _scalar(value: object) -> str | int | float | bool | None:
     if value is None or isinstance(value, str | int | float | bool):
         return value
@@ -186,6 +202,14 @@ Dim = Annotated[int | str, PlainValidator(_dim), WithJsonSchema({"type": ["integ
 Duration = Annotated[
     float, PlainValidator(_duration), WithJsonSchema({"type": ["number", "string"], "examples": ["90s", "1h30m"]})
 ]
+Keep = Annotated[
+    Any,
+    PlainValidator(_keep),
+    WithJsonSchema(
+        {"anyOf": [{"enum": ["auto", "none"]}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}
+    ),
+]
+Rewrite = Annotated[str, BeforeValidator(_text), AfterValidator(_rewrite)]
 Command = Annotated[
     tuple[str, ...],
     BeforeValidator(_command),

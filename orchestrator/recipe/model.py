@@ -14,14 +14,17 @@ from orchestrator.recipe.fields import (
     Duration,
     EntryPoint,
     FilePath,
+    Flag,
     Gate,
     Glob,
     JsonValue,
+    Keep,
     MlflowUri,
     Model,
     Name,
     Number,
     ParamValue,
+    Rewrite,
     Size,
     Soc,
     Text,
@@ -87,6 +90,9 @@ class ModelSpec(Model):
     inputs: dict[Word, Tensor] = Field(description="Inputs by name, in the order of forward().", min_length=1)
     outputs: dict[Word, Tensor] = Field(
         description="Outputs by name, in the order that forward() returns.", min_length=1
+    )
+    opset: Annotated[int, Field(strict=True, ge=18, le=23)] | None = Field(
+        None, description="ONNX opset to export at, 18 to 23; 18 when absent. Each target's own opset is made from it."
     )
 
 
@@ -195,13 +201,24 @@ def _distinct(sizes: tuple[int, ...]) -> tuple[int, ...]:
 Sizes = Annotated[tuple[Size, ...], Field(min_length=1, max_length=64), AfterValidator(_distinct)]
 
 
+Precision = Literal["fp16", "mixed_float16", "cube_fp16in_fp32out", "mixed_bfloat16", "origin", "fp32"]
+
+
 class Target(Model):
     """What to compile for."""
 
     name: Name = Field(description="Name of the target; unique in the recipe.")
     format: Literal["om", "mindir", "onnx", "torch"] = Field(description="Compiled form that the device loads.")
     soc: Soc | None = Field(None, description="SoC as npu-smi and ATC name it; om and mindir need it.")
-    precision: Literal["fp16", "fp32"] = Field("fp16", description="Number format on the device.")
+    precision: Precision = Field(
+        "fp16", description="How the device computes, in ATC's words; fp32 and origin round nothing."
+    )
+    keep: Keep = Field(
+        "auto", description="Nodes to leave in fp32: `auto` (what the forecast finds), `none`, or a list of node names."
+    )
+    rewrites: dict[Rewrite, Flag] = Field(
+        {}, description="Graph rewrites by name: false leaves one out, true adds one that is off by default."
+    )
     shapes: dict[Word, Sizes] = Field(
         {}, description="Named size -> the values to compile for, e.g. batch: [1, 4, 16]."
     )
