@@ -149,7 +149,7 @@ def _command(value: object) -> tuple[str, ...]:
     return cast("tuple[str, ...]", words)
 
 
-def _keep(value: object) -> object:
+def _keep(value: Any) -> object:
     if isinstance(value, str) and value in {"auto", "none"}:
         return value
     names = cast("list[object]", value if isinstance(value, list | tuple) else [])
