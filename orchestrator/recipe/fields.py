@@ -149,13 +149,14 @@ def _command(value: object) -> tuple[str, ...]:
     return cast("tuple[str, ...]", words)
 
 
-def _keep(value: Any) -> object:
+def _keep(value: object) -> object:
+    shown = show(value)
     if isinstance(value, str) and value in {"auto", "none"}:
         return value
     names = cast("list[object]", value if isinstance(value, list | tuple) else [])
     if names and all(isinstance(name, str) and 0 < len(name) <= 1024 for name in names):
         return tuple(names)
-    raise _wrong(f"{show(value)} is not `auto`, `none` or a list of node names of the ONNX graph")
+    raise _wrong(f"{shown} is not `auto`, `none` or a list of node names of the ONNX graph")
 
 
 def _rewrite(value: str) -> str:
