@@ -145,7 +145,7 @@ class Engine:
         self._outputs[step.name] = step.outputs
         if self._recorder.state(step.name) is StepState.SUCCEEDED:
             return
-        miss = judge_result(step.name, step.draft.spec, step.result["metrics"])
+        miss = judge_result(step.name, step.draft.spec, step.result)
         verdict = miss.to_json() if miss else None
         self._recorder.reused(step.name, step.fingerprint, step.parts or {}, step.result, verdict)
         if miss is not None:

@@ -38,6 +38,7 @@ class OutputMetrics:
         problem: Why nothing could be measured (absent, other shape, other dtype, empty), else empty.
         sqnr_db: Signal-to-noise ratio over all samples: 10 log10(sum ref^2 / sum (ref - cand)^2).
         worst_sqnr_db: The same of the worst sample, which is number `worst_sample`.
+        p99_sqnr_db: What 99 of 100 samples reach; equal to the worst below 100 samples.
         cosine, worst_cosine: Cosine of the flattened outputs, over all samples and of the sample where it is lowest.
         max_abs, p99_abs: Largest and 99th percentile of |ref - cand| over all elements.
         max_rel: Largest |ref - cand| / |ref| where |ref| exceeds a millionth of the peak.
@@ -70,6 +71,7 @@ class OutputMetrics:
     nonfinite_mismatched: int = 0
     saturated: int = 0
     lost_zeros: int = 0
+    p99_sqnr_db: float = -EXACT_DB
 
     @property
     def is_float(self) -> bool:
@@ -153,6 +155,7 @@ def _numbers(name: str, reference: Array, candidate: Array) -> OutputMetrics:
         nonfinite_mismatched=int(np.sum(~both & ~same)),
         saturated=int(np.sum(both & (np.abs(cand) >= FP16_MAX) & (np.abs(ref) < FP16_MAX))),
         lost_zeros=_lost_zeros(ref0, cand0, both),
+        p99_sqnr_db=float(np.quantile(per_row_db, 0.01, method="lower")),
     )
 
 

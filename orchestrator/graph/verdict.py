@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from orchestrator.graph.parity import FP16_MAX, OutputMetrics
 
@@ -34,6 +34,37 @@ class Thresholds:
     min_cosine: float | None = None
     min_agreement: float = 1.0
     metric_drop: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
+PRECISION_SQNR_DB: Final[Mapping[str, float]] = {
+    "fp16": 40.0,
+    "mixed_float16": 40.0,
+    "cube_fp16in_fp32out": 40.0,
+    "mixed_bfloat16": 30.0,
+}
+"""Least SQNR that passes, by precision mode, where the recipe asks nothing; modes that round nothing must be like an export.
+Our own starting points, not calibrated on devices yet: a clean fp16 network keeps 55 dB and more, a broken one falls below 20."""
+
+PRECISION_COSINE: Final[Mapping[str, float]] = {"mixed_bfloat16": 0.997}
+"""Least cosine by precision mode; 0.9995 for the fp16 modes."""
+
+
+def thresholds_for(precision: str, asked: Mapping[str, Any] | None = None) -> Thresholds:
+    """Return the limits of a target: what its recipe asks, and the defaults of its precision for the rest.
+
+    Args:
+        precision: The target's precision mode; `fp32` and `origin` round nothing.
+        asked: The recipe's `parity`: min_sqnr_db, min_cosine, metric_drop, each optional.
+    """
+    given = {key: value for key, value in (asked or {}).items() if value is not None}
+    rounded = precision in PRECISION_SQNR_DB
+    cosine = PRECISION_COSINE.get(precision, 0.9995) if rounded else None
+    return Thresholds(
+        min_sqnr_db=float(given.get("min_sqnr_db", PRECISION_SQNR_DB.get(precision, EXPORT_SQNR_DB))),
+        min_cosine=given.get("min_cosine", cosine),
+        min_agreement=1.0,
+        metric_drop=dict(given.get("metric_drop", {})),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,24 +55,35 @@ class Gate:
         return f"{self.metric} is {value:.6g}, the gate asks {self.compare} {self.limit:.6g}{by}"
 
 
-def judge_result(step: str, spec: Mapping[str, Any], metrics: Mapping[str, float]) -> OrchestratorError | None:
-    """Judge a step's stored metrics by the gates of its spec.
+def judge_result(step: str, spec: Mapping[str, Any], result: Mapping[str, Any]) -> OrchestratorError | None:
+    """Judge a step's stored result by the gates of its spec and, where it compared numbers, by the targets' limits.
 
     Args:
         step: The step's name.
-        spec: Its spec; `gates` is a list of texts.
-        metrics: What it measured.
+        spec: Its spec; `gates` is a list of texts, `parity` the limits by target.
+        result: Its stored result: metrics, and in `facts.links` what was compared.
 
     Returns:
-        None when all gates are met, else the error that names each miss.
+        None when all is met, else the error that names each miss.
     """
+    metrics: Mapping[str, float] = result["metrics"]
     gates: Sequence[str] = spec.get("gates", ())
-    misses = [miss for gate in gates if (miss := Gate.parse(gate).judge(metrics)) is not None]
-    if not misses:
+    found = [miss for gate in gates if (miss := Gate.parse(gate).judge(metrics)) is not None]
+    links = result["facts"].get("links", ())
+    if links:
+        found += _missed_links(links, spec.get("parity", {}))
+    if not found:
         return None
+    what = "the limit of `targets[].parity`" if links else "the gate"
     return GateError(
-        "; ".join(misses),
+        "; ".join(found),
         place=step,
-        hint="improve the model, or correct the gate in the recipe (the result is kept; no step runs again for it)",
-        details={"misses": misses, "metrics": dict(metrics)},
+        hint=f"improve the model, or correct {what} in the recipe (the result is kept; no step runs again for it)",
+        details={"misses": found, "metrics": dict(metrics)},
     )
+
+
+def _missed_links(links: Sequence[Mapping[str, Any]], parity: Mapping[str, Any]) -> list[str]:
+    from orchestrator.graph.links import Link, misses  # needs NumPy, which planning a first run does not
+
+    return misses([Link.from_json(link) for link in links], parity)

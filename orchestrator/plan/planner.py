@@ -119,7 +119,7 @@ def _decide(draft: Draft, planned: Mapping[str, PlannedStep], known: Known, *, r
     result = None if refresh else known.result(fingerprint)
     if result is not None:
         reason = f"nothing changed; made by {result.get('execution', 'an earlier execution')}"
-        miss = judge_result(draft.name, draft.spec, cast("Mapping[str, float]", result["metrics"]))
+        miss = judge_result(draft.name, draft.spec, result)
         if miss is not None:
             reason = f"nothing changed, but its gate says no: {miss.message}"
         outputs = {name: str(ref["digest"]) for name, ref in cast("dict[str, Any]", result["outputs"]).items()}

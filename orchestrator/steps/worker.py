@@ -84,7 +84,7 @@ def _settle_and_run(
         events.write("started", draft.name, attempt=item.attempt, fingerprint=fingerprint, parts=parts, log=str(log))
         with _Redirected(log):
             result = _run(segment, item, store, inputs, fingerprint, parts, events)
-    miss = judge_result(draft.name, draft.spec, result["metrics"])
+    miss = judge_result(draft.name, draft.spec, result)
     verdict = miss.to_json() if miss else None
     events.write(event, draft.name, fingerprint=fingerprint, parts=parts, result=result, verdict=verdict)
     if miss is not None:

@@ -180,14 +180,18 @@ def test_bad_gates(text):
         Gate.parse(text)
 
 
+def _measured(**metrics: float) -> dict[str, object]:
+    return {"metrics": metrics, "facts": {}}
+
+
 def test_a_missed_gate_says_by_how_much_and_nan_never_passes():
     spec = {"gates": ["accuracy >= 0.97", "loss < 1"]}
-    assert judge_result("evaluate", spec, {"accuracy": 0.97, "loss": 0.5}) is None
-    error = judge_result("evaluate", spec, {"accuracy": 0.9, "loss": float("nan")})
+    assert judge_result("evaluate", spec, _measured(accuracy=0.97, loss=0.5)) is None
+    error = judge_result("evaluate", spec, _measured(accuracy=0.9, loss=float("nan")))
     assert error is not None
     assert error.exit_code == 1
     assert "accuracy is 0.9, the gate asks >= 0.97, missed by 0.07" in error.message
     assert "loss is nan" in error.message
-    missing = judge_result("evaluate", spec, {})
+    missing = judge_result("evaluate", spec, _measured())
     assert missing is not None
     assert "accuracy was not measured (have: no metric)" in missing.message
