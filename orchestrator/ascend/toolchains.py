@@ -19,6 +19,8 @@ from orchestrator.core.errors import PlanError
 PREFERRED_OPSET: Final = 18
 """What torch's dynamo exporter writes natively; anything lower goes through a converter that gives up in silence."""
 
+_BY_FORMAT: Final = {"om": "atc", "mindir": "mindspore-lite", "onnx": "onnx", "torch": "torch"}
+
 
 class TargetLike(Protocol):
     """What is needed of a recipe's target."""
@@ -65,7 +67,7 @@ class OpsetRange:
 
 @dataclass(frozen=True, slots=True)
 class Toolchain:
-    """One toolchain: its name for people, the opsets it reads, and why."""
+    """One toolchain: `atc`, `mindspore-lite`, `cann-ep`, `onnx` or `torch`; its name for people, the opsets it reads, why."""
 
     key: str
     tool: str
@@ -81,12 +83,22 @@ def toolchain(target: TargetLike) -> Toolchain:
     Raises:
         PlanError: The format is unknown.
     """
-    table = _table()
-    key = "onnx-cann" if target.format == "onnx" and is_soc(target.soc or "") else target.format
-    if key not in table:
-        known = ", ".join(sorted(table))
+    if target.format not in _BY_FORMAT:
+        known = ", ".join(sorted(_BY_FORMAT))
         raise PlanError(f"target {target.name!r} has unknown format {target.format!r}", hint=f"use one of {known}")
-    return table[key]
+    key = "cann-ep" if target.format == "onnx" and is_soc(target.soc or "") else _BY_FORMAT[target.format]
+    return _table()[key]
+
+
+def toolchain_called(key: str) -> Toolchain:
+    """Return the toolchain with that key.
+
+    Raises:
+        PlanError: There is none.
+    """
+    if key not in _table():
+        raise PlanError(f"unknown toolchain {key[:80]!r}", hint=f"use one of {', '.join(_table())}")
+    return _table()[key]
 
 
 def allowed_opsets(targets: Iterable[TargetLike]) -> OpsetRange:

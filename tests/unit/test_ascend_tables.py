@@ -84,7 +84,7 @@ def test_conflicting_targets_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     from orchestrator.ascend import toolchains
 
     table = dict(toolchains._table())
-    table["mindir"] = toolchains.Toolchain("mindir", "a newer converter", 19, 22, "", ())
+    table["mindspore-lite"] = toolchains.Toolchain("mindspore-lite", "a newer converter", 19, 22, "", ())
     monkeypatch.setattr(toolchains, "_table", lambda: table)
     with pytest.raises(
         PlanError, match=r"'lite' \(a newer converter\) reads 19 or newer, 'npu' \(ATC\) reads 18 or older"
