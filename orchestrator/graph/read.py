@@ -1,103 +1,130 @@
-"""What an ONNX file is: opset, inputs, outputs, operators. The only door through which ONNX files come in."""
+"""The only door through which ONNX files come in: checked in a child process, then read.
+
+Repeated looks at one file cost nothing: what was found is kept by real path, size, time and inode, those of its external
+files included.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
+import dataclasses
+import os
+import threading
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final
 
 import onnx
-import onnx.checker
-from onnx import TensorProto
 
 from orchestrator.core.errors import GateError, IntegrityError
 from orchestrator.core.files import write_json
-from orchestrator.graph.spec import TensorSpec
-from orchestrator.graph.walk import Limits, load_checked
+from orchestrator.graph.graph_info import Exporter, GraphInfo
+from orchestrator.graph.limits import Limits
+from orchestrator.graph.sandbox import check_in_child
+from orchestrator.graph.walk import load_checked
+from orchestrator.graph.weights import read_in
+
+__all__ = [
+    "MODEL_ONNX",
+    "ONNX_JSON",
+    "Exporter",
+    "GraphInfo",
+    "Limits",
+    "inferred",
+    "inspect_onnx",
+    "load_model",
+    "model_file",
+    "write_onnx_json",
+]
 
 ONNX_JSON: Final = "onnx.json"
 MODEL_ONNX: Final = "model.onnx"
 
-Exporter = Literal["dynamo", "torchscript", "source"]
-
-_DTYPES: Final[Mapping[int, str]] = {
-    TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.DOUBLE: "float64",
-    TensorProto.INT8: "int8", TensorProto.INT16: "int16", TensorProto.INT32: "int32", TensorProto.INT64: "int64",
-    TensorProto.UINT8: "uint8", TensorProto.UINT16: "uint16", TensorProto.UINT32: "uint32",
-    TensorProto.UINT64: "uint64", TensorProto.BOOL: "bool",
-}  # fmt: skip
+_Stamp = tuple[str, int, int, int]
+_REMEMBERED: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
-class GraphInfo:
-    """What was read of an ONNX file that passed the checks.
+class _Seen:
+    info: GraphInfo
+    graph: bytes
+    external: tuple[_Stamp, ...]
 
-    Attributes:
-        opsets: Operator domain -> version; `ai.onnx` is the empty domain.
-        inputs: Without initializers. A dimension that may vary keeps its name, or is called `<tensor>_<axis>`.
-        op_counts: Operator -> number of nodes in the main graph, most frequent first.
-        external_files: Names of the files beside the model that hold weights.
-    """
 
-    path: Path
-    opsets: Mapping[str, int]
-    ir_version: int
-    producer: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    node_count: int
-    op_counts: Mapping[str, int]
-    external_files: tuple[str, ...]
-
-    @property
-    def opset(self) -> int:
-        """Version of `ai.onnx`."""
-        return self.opsets[""]
-
-    def to_json(self, exporter: Exporter) -> dict[str, object]:
-        """Return the content of `onnx.json`."""
-        return {
-            "opset": self.opset,
-            "ir_version": self.ir_version,
-            "producer": self.producer,
-            "exporter": exporter,
-            "inputs": [spec.to_json() for spec in self.inputs],
-            "outputs": [spec.to_json() for spec in self.outputs],
-            "node_count": self.node_count,
-            "op_counts": dict(self.op_counts),
-            "external_files": list(self.external_files),
-        }
+_seen: Final[OrderedDict[tuple[_Stamp, Limits], _Seen]] = OrderedDict()
+_lock: Final = threading.Lock()
 
 
 def inspect_onnx(path: Path, *, limits: Limits | None = None) -> GraphInfo:
-    """Check the file, ours first and then `onnx.checker`, and say what it is.
+    """Check the file in a child process (our walk, `onnx.checker` in full, shape inference), and say what it is.
 
     Raises:
         GateError: The file is damaged, hostile, or has inputs or outputs that are no tensors.
     """
-    model, external = load_checked(path, limits or Limits())
+    return dataclasses.replace(_look(path, limits or Limits()).info, path=path)
+
+
+def load_model(path: Path, *, weights: bool = True, limits: Limits | None = None) -> onnx.ModelProto:
+    """Return the model, checked as `inspect_onnx` does; the caller's own, free to change.
+
+    Args:
+        path: The ONNX file.
+        weights: Read external data into it; without, tensors that lie outside keep saying so and nothing is read.
+        limits: Caps; the default ones when not given.
+
+    Raises:
+        GateError: The file is refused.
+    """
+    limits = limits or Limits()
+    _look(path, limits)
+    model, _ = load_checked(path, limits)
+    if weights:
+        read_in(model, path.parent)
+    return model
+
+
+def inferred(path: Path, *, limits: Limits | None = None) -> onnx.ModelProto:
+    """Return the graph with a type and shape for every value where one is known; the caller's own.
+
+    Tensors above 4 KiB have dimensions and element type but no bytes: they say that their data is external.
+
+    Raises:
+        GateError: The file is refused.
+    """
+    model = onnx.ModelProto()
+    model.ParseFromString(_look(path, limits or Limits()).graph)
+    return model
+
+
+def _look(path: Path, limits: Limits) -> _Seen:
+    key = (_stamp(path), limits)
+    with _lock:
+        found = _seen.get(key)
+    if found is not None and _external(path, found.info) == found.external:
+        return found
+    answer = check_in_child(path, limits)
+    info = GraphInfo.from_text(path, answer.info)
+    found = _Seen(info, answer.graph, _external(path, info))
+    if _stamp(path) != key[0]:
+        raise GateError("the ONNX file changed while it was read", place=path.name, hint="wait until it is written")
+    with _lock:
+        _seen[key] = found
+        _seen.move_to_end(key)
+        while len(_seen) > _REMEMBERED:
+            _seen.popitem(last=False)
+    return found
+
+
+def _stamp(path: Path) -> _Stamp:
     try:
-        onnx.checker.check_model(str(path))  # pyright: ignore[reportUnknownMemberType] its PathLike is untyped
-    except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
-        raise GateError(
-            f"the ONNX checker refuses the graph: {error}", place=path.name, hint="export it again"
-        ) from error
-    graph = model.graph
-    weights = {tensor.name for tensor in graph.initializer}
-    counts = Counter(node.op_type for node in graph.node)
-    return GraphInfo(
-        path=path,
-        opsets={"" if entry.domain == "ai.onnx" else entry.domain: entry.version for entry in model.opset_import},
-        ir_version=model.ir_version,
-        producer=f"{model.producer_name} {model.producer_version}".strip(),
-        inputs=_specs((value for value in graph.input if value.name not in weights), path),
-        outputs=_specs(graph.output, path),
-        node_count=len(graph.node),
-        op_counts=dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))),
-        external_files=external,
-    )
+        status = path.stat()
+        return (os.path.realpath(path), status.st_size, status.st_mtime_ns, status.st_ino)
+    except (OSError, ValueError) as error:
+        raise GateError(f"the ONNX file cannot be read: {error}", place=path.name) from error
+
+
+def _external(path: Path, info: GraphInfo) -> tuple[_Stamp, ...]:
+    return tuple(_stamp(path.parent / name) for name in info.external_files)
 
 
 def write_onnx_json(folder: Path, info: GraphInfo, exporter: Exporter) -> Path:
@@ -117,31 +144,3 @@ def model_file(folder: Path) -> Path:
     if not path.is_file():
         raise IntegrityError(f"no {MODEL_ONNX} in the artifact", place=str(folder), hint="make the artifact again")
     return path
-
-
-def _specs(values: Iterable[Any], path: Path) -> tuple[TensorSpec, ...]:
-    return tuple(_spec(value, path) for value in values)
-
-
-def _spec(value: Any, path: Path) -> TensorSpec:
-    if value.type.WhichOneof("value") != "tensor_type":
-        raise GateError(
-            f"{value.name!r} is no tensor", place=path.name, hint="sequences, maps and optionals cannot be served"
-        )
-    tensor = value.type.tensor_type
-    dtype = _DTYPES.get(tensor.elem_type)
-    if dtype is None:
-        name = TensorProto.DataType.Name(tensor.elem_type) if tensor.elem_type in TensorProto.DataType.values() else "?"
-        raise GateError(
-            f"{value.name!r} has element type {name}, which cannot be served",
-            place=path.name,
-            hint="cast it in the model",
-        )
-    dims = [_dim(dim, f"{value.name}_{axis}") for axis, dim in enumerate(tensor.shape.dim)]
-    return TensorSpec(value.name, dtype, tuple(dims))
-
-
-def _dim(dim: Any, fallback: str) -> int | str:
-    if dim.HasField("dim_value") and dim.dim_value > 0:
-        return int(dim.dim_value)
-    return str(dim.dim_param) or fallback

@@ -2,7 +2,8 @@
 
 `onnx.load` takes a 0-byte file without a word, runtimes read external data outside the model's folder, crash on functions
 that call themselves and hang on deep nesting. So: size, structure, names of external files and nesting are checked here,
-on the parsed protobuf alone, and whatever is not plainly fine is refused.
+on the parsed protobuf alone, and whatever is not plainly fine is refused. Even parsing costs up to eighty times the file's
+size in memory, so for unknown files this runs in the child of `graph/sandbox.py`.
 """
 
 from __future__ import annotations
@@ -10,40 +11,23 @@ from __future__ import annotations
 import math
 import os
 import stat
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import onnx
+import onnx.defs
 from google.protobuf.message import DecodeError
-from onnx import TensorProto
 
 from orchestrator.core.errors import GateError
+from orchestrator.graph.limits import Limits
+from orchestrator.graph.tensor_rules import TensorRules, refused
 
-_EXTERNAL_KEYS: Final = frozenset({"location", "offset", "length"})
-_ITEM_BYTES: Final = {
-    TensorProto.FLOAT: 4, TensorProto.UINT8: 1, TensorProto.INT8: 1, TensorProto.UINT16: 2, TensorProto.INT16: 2,
-    TensorProto.INT32: 4, TensorProto.INT64: 8, TensorProto.BOOL: 1, TensorProto.FLOAT16: 2, TensorProto.DOUBLE: 8,
-    TensorProto.UINT32: 4, TensorProto.UINT64: 8, TensorProto.BFLOAT16: 2,
-}  # fmt: skip
+__all__ = ["Limits", "load_checked", "read_whole", "refused", "walk"]
 
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Caps on what is read. The protobuf format itself ends at 2 GiB; bigger weights lie in external files.
-
-    Attributes:
-        domains: Operator domains that may appear; the empty one is `ai.onnx`.
-    """
-
-    file_size_bytes: int = 2**31 - 1
-    external_size_bytes: int = 256 * 2**30
-    nodes: int = 500_000
-    tensors: int = 500_000
-    depth: int = 16
-    rank: int = 16
-    domains: frozenset[str] = frozenset({""})
+_NEWEST_OPSET: Final = int(onnx.defs.onnx_opset_version())
+_NEWEST_IR: Final = int(onnx.IR_VERSION)
+_OLDEST_IR: Final = 3
 
 
 def load_checked(path: Path, limits: Limits) -> tuple[onnx.ModelProto, tuple[str, ...]]:
@@ -52,150 +36,173 @@ def load_checked(path: Path, limits: Limits) -> tuple[onnx.ModelProto, tuple[str
     Raises:
         GateError: The file is damaged or hostile; the message says what was found.
     """
-    model = _parse(path, limits)
-    _check_head(model, path, limits)
-    external: set[str] = set()
-    nodes = tensors = 0
-    for kind, item in _walk(model.graph, path, limits):
-        if kind == "node":
-            nodes += 1
-            _check_node(item, path, limits)
-        else:
-            tensors += 1
-            _check_tensor(item, path, limits, external)
-        if nodes > limits.nodes or tensors > limits.tensors:
-            raise _refused(path, f"more than {limits.nodes} nodes or {limits.tensors} tensors")
-    total = sum((path.parent / name).stat().st_size for name in external)
-    if total > limits.external_size_bytes:
-        raise _refused(path, f"external files of {total} bytes, at most {limits.external_size_bytes}")
-    return model, tuple(sorted(external))
-
-
-def _refused(path: Path, what: str) -> GateError:
-    return GateError(f"the ONNX file is refused: {what}", place=path.name, hint="export the model again")
-
-
-def _parse(path: Path, limits: Limits) -> onnx.ModelProto:
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise _refused(path, "not a regular file")
-        if not 0 < status.st_size <= limits.file_size_bytes:
-            raise _refused(path, f"{status.st_size} bytes, expected 1 to {limits.file_size_bytes}")
-        data = path.read_bytes()
-    except OSError as error:
-        raise GateError(f"the ONNX file cannot be read: {error}", place=path.name) from error
     model = onnx.ModelProto()
     try:
-        model.ParseFromString(data)
+        model.ParseFromString(read_whole(path, limits))
     except DecodeError as error:
-        raise _refused(path, f"not an ONNX protobuf ({error})") from error
-    return model
+        raise refused(path, f"not an ONNX protobuf ({error})") from error
+    return model, walk(model, path, limits)
 
 
-def _check_head(model: onnx.ModelProto, path: Path, limits: Limits) -> None:
-    if not model.HasField("graph") or not model.graph.node:
-        raise _refused(path, "it has no graph or an empty one")
-    if model.ir_version < 3:
-        raise _refused(path, f"ir_version {model.ir_version}, expected 3 or newer")
-    domains = [_domain(entry.domain) for entry in model.opset_import]
-    if len(domains) != len(set(domains)):
-        raise _refused(path, f"an operator domain is imported twice: {domains}")
-    if "" not in domains or any(entry.version < 1 for entry in model.opset_import):
-        raise _refused(path, "it imports no opset of ai.onnx")
-    foreign = sorted(set(domains) - limits.domains)
-    if foreign:
-        raise _refused(path, f"operator domains {foreign} are not allowed")
-    if model.functions:
-        raise _refused(
-            path, f"{len(model.functions)} local functions; inline them (onnx.inliner.inline_local_functions)"
-        )
-    if model.training_info:
-        raise _refused(path, "it carries training information")
+def read_whole(path: Path, limits: Limits) -> bytes:
+    """Read the file, which must be a regular one (a link to one is fine) of a size within the limits.
+
+    Raises:
+        GateError: It is not.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe must not make us wait for its writer
+        with os.fdopen(handle, "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise refused(path, "not a regular file")
+            if not 0 < status.st_size <= limits.file_size_bytes:
+                raise refused(path, f"{status.st_size} bytes, expected 1 to {limits.file_size_bytes}")
+            return file.read(status.st_size)
+    except OSError as error:
+        if isinstance(error, IsADirectoryError):
+            raise refused(path, "not a regular file") from error
+        raise GateError(f"the ONNX file cannot be read: {error}", place=path.name) from error
+
+
+def walk(model: onnx.ModelProto, path: Path, limits: Limits) -> tuple[str, ...]:
+    """Check everything that the protobuf holds; return the names of the external files.
+
+    Raises:
+        GateError: Something is damaged or hostile.
+    """
+    try:
+        return _Walk(path, limits).run(model)
+    except UnicodeDecodeError as error:  # protobuf decodes texts when they are looked at
+        raise refused(path, f"a name is not UTF-8 ({error.reason})") from error
+
+
+class _Walk:
+    """One pass; the counters run over all graphs of the file."""
+
+    def __init__(self, path: Path, limits: Limits) -> None:
+        self._path, self._limits = path, limits
+        self._nodes = self._values = 0
+        self._tensors = TensorRules(path, limits)
+
+    def run(self, model: Any) -> tuple[str, ...]:
+        self._head(model)
+        todo: list[tuple[Any, int]] = [(model.graph, 1)]
+        while todo:  # no recursion: the file chooses the depth
+            graph, depth = todo.pop()
+            if depth > self._limits.depth:
+                raise self._refused(f"graphs nested deeper than {self._limits.depth}")
+            todo.extend((inner, depth + 1) for inner in self._graph(graph))
+        self._tensors.finish()
+        return tuple(sorted(self._tensors.files))
+
+    def _refused(self, what: str) -> GateError:
+        return refused(self._path, what)
+
+    def _head(self, model: Any) -> None:
+        if not model.HasField("graph") or not model.graph.node:
+            raise self._refused("it has no graph or an empty one")
+        if not _OLDEST_IR <= model.ir_version <= _NEWEST_IR:
+            raise self._refused(f"ir_version {model.ir_version}, expected {_OLDEST_IR} to {_NEWEST_IR}")
+        domains = [_domain(entry.domain) for entry in model.opset_import]
+        if len(domains) != len(set(domains)):
+            raise self._refused(f"an operator domain is imported twice: {[name[:80] for name in domains[:8]]}")
+        if "" not in domains or any(entry.version < 1 for entry in model.opset_import):
+            raise self._refused("it imports no opset of ai.onnx")
+        opset = next(entry.version for entry in model.opset_import if _domain(entry.domain) == "")
+        if not self._limits.oldest_opset <= opset <= _NEWEST_OPSET:
+            raise self._refused(f"opset {opset}, expected {self._limits.oldest_opset} to {_NEWEST_OPSET}")
+        foreign = sorted(set(domains) - self._limits.domains)
+        if foreign:
+            raise self._refused(f"operator domains {[name[:80] for name in foreign[:8]]} are not allowed")
+        if model.functions:
+            count = len(model.functions)
+            raise self._refused(f"{count} local functions; inline them (onnx.inliner.inline_local_functions)")
+        if model.training_info:
+            raise self._refused("it carries training information")
+
+    def _graph(self, graph: Any) -> Iterator[Any]:
+        """Check one graph; yield those inside its nodes."""
+        self._nodes += len(graph.node)
+        self._values += len(graph.input) + len(graph.output) + len(graph.value_info)
+        if self._nodes > self._limits.nodes or self._values > self._limits.values:
+            raise self._refused(f"more than {self._limits.nodes} nodes or {self._limits.values} declared values")
+        for tensor in graph.initializer:
+            self._tensors.check(tensor)
+        for sparse in graph.sparse_initializer:
+            self._tensors.check_sparse(sparse)
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            self._value(value)
+        self._unique((tensor.name for tensor in graph.initializer), "initializer")
+        self._unique((value.name for value in graph.input), "input")
+        self._unique((value.name for value in graph.output), "output")
+        self._unique((name for node in graph.node for name in node.output if name), "output of a node")
+        for node in graph.node:
+            yield from self._node(node)
+
+    def _unique(self, names: Iterable[str], what: str) -> None:
+        seen: set[str] = set()
+        for name in names:
+            if name in seen:
+                raise self._refused(f"two of its tensors are called {name[:80]!r} ({what})")
+            if not name or len(name) > self._limits.name_length:
+                raise self._refused(f"a name of {len(name)} characters ({what})")
+            seen.add(name)
+
+    def _node(self, node: Any) -> Iterator[Any]:
+        label, longest = f"node {node.name[:80]!r}", self._limits.name_length
+        if not node.op_type:
+            raise self._refused(f"{label} has no operator")
+        if _domain(node.domain) not in self._limits.domains:
+            raise self._refused(f"{label} has operator domain {node.domain[:80]!r}, which is not allowed")
+        if len(node.name) > longest or len(node.op_type) > longest or any(len(name) > longest for name in node.input):
+            raise self._refused(f"{label} has a name longer than {longest} characters")
+        if len({attribute.name for attribute in node.attribute}) != len(node.attribute):
+            raise self._refused(f"{label} has two attributes of one name")
+        for attribute in node.attribute:
+            yield from self._attribute(attribute, label)
+
+    def _attribute(self, attribute: Any, label: str) -> Iterator[Any]:
+        if attribute.ref_attr_name:
+            raise self._refused(f"{label} takes attribute {attribute.name[:80]!r} from a function that is not there")
+        for tensor in (*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors):
+            self._tensors.check(tensor)
+        sparse = [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
+        for item in (*sparse, *attribute.sparse_tensors):
+            self._tensors.check_sparse(item)
+        for kind in (*([attribute.tp] if attribute.HasField("tp") else []), *attribute.type_protos):
+            self._type(kind, label)
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+    def _value(self, value: Any) -> None:
+        if len(value.name) > self._limits.name_length:
+            raise self._refused(f"a value has a name of {len(value.name)} characters")
+        self._type(value.type, f"value {value.name[:80]!r}")
+
+    def _type(self, kind: Any, label: str) -> None:
+        for _ in range(self._limits.type_depth):
+            which = kind.WhichOneof("value")
+            if which in {"sequence_type", "optional_type"}:
+                kind = getattr(kind, which).elem_type
+            elif which == "map_type":
+                kind = kind.map_type.value_type
+            else:
+                if which is not None:
+                    self._shape(getattr(kind, which), label)
+                return
+        raise self._refused(f"{label} has a type nested deeper than {self._limits.type_depth}")
+
+    def _shape(self, tensor: Any, label: str) -> None:
+        if not hasattr(tensor, "shape"):
+            return
+        dims = [dim.dim_value for dim in tensor.shape.dim if dim.HasField("dim_value")]
+        if len(tensor.shape.dim) > self._limits.rank or any(dim < 0 for dim in dims):
+            raise self._refused(f"{label} has dimensions {dims[:20]}; name those that may vary")
+        if math.prod(dim for dim in dims if dim) > self._limits.elements:
+            raise self._refused(f"{label} has dimensions {dims[:20]}: more than {self._limits.elements} elements")
 
 
 def _domain(name: str) -> str:
     return "" if name == "ai.onnx" else name
-
-
-def _walk(graph: Any, path: Path, limits: Limits) -> Iterator[tuple[str, Any]]:
-    """Yield every node and every tensor, in subgraphs too, without recursion."""
-    todo: list[tuple[Any, int]] = [(graph, 1)]
-    while todo:
-        current, depth = todo.pop()
-        if depth > limits.depth:
-            raise _refused(path, f"graphs nested deeper than {limits.depth}")
-        yield from (("tensor", tensor) for tensor in current.initializer)
-        yield from _sparse(current.sparse_initializer)
-        for node in current.node:
-            yield "node", node
-            for attribute in node.attribute:
-                yield from (("tensor", tensor) for tensor in ([attribute.t] if attribute.HasField("t") else []))
-                yield from (("tensor", tensor) for tensor in attribute.tensors)
-                yield from _sparse([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else [])
-                yield from _sparse(attribute.sparse_tensors)
-                todo.extend((g, depth + 1) for g in ([attribute.g] if attribute.HasField("g") else []))
-                todo.extend((g, depth + 1) for g in attribute.graphs)
-
-
-def _sparse(items: Any) -> Iterator[tuple[str, Any]]:
-    for item in items:
-        yield "tensor", item.values
-        yield "tensor", item.indices
-
-
-def _check_node(node: Any, path: Path, limits: Limits) -> None:
-    if not node.op_type:
-        raise _refused(path, f"node {node.name[:80]!r} has no operator")
-    if _domain(node.domain) not in limits.domains:
-        raise _refused(path, f"node {node.name[:80]!r} has operator domain {node.domain[:80]!r}, which is not allowed")
-
-
-def _check_tensor(tensor: Any, path: Path, limits: Limits, external: set[str]) -> None:
-    label = f"tensor {tensor.name[:80]!r}"
-    dims = list(tensor.dims)
-    if len(dims) > limits.rank or any(dim < 0 for dim in dims):
-        raise _refused(path, f"{label} has dimensions {dims[:20]}")
-    size_bytes = math.prod(dims) * _ITEM_BYTES.get(tensor.data_type, 1)
-    if size_bytes > limits.external_size_bytes:
-        raise _refused(path, f"{label} declares {size_bytes} bytes")
-    if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
-        _check_external(tensor, label, size_bytes, path, external)
-    elif tensor.raw_data and tensor.data_type in _ITEM_BYTES and len(tensor.raw_data) != size_bytes:
-        raise _refused(path, f"{label} holds {len(tensor.raw_data)} bytes, its dimensions say {size_bytes}")
-
-
-def _check_external(tensor: Any, label: str, size_bytes: int, path: Path, external: set[str]) -> None:
-    keys = [entry.key for entry in tensor.external_data]
-    if not set(keys) <= _EXTERNAL_KEYS or len(keys) != len(set(keys)) or "location" not in keys:
-        raise _refused(path, f"{label} has external data with keys {keys[:8]}")
-    fields = {entry.key: entry.value for entry in tensor.external_data}
-    name = fields["location"]
-    if name != Path(name).name or name in {"", ".", ".."} or "\\" in name or "\0" in name:
-        raise _refused(
-            path, f"{label} has external data at {name[:80]!r}; only a plain file name beside the model is allowed"
-        )
-    offset, length = fields.get("offset", "0"), fields.get("length", str(size_bytes))
-    if (
-        not (offset.isascii() and offset.isdigit() and length.isascii() and length.isdigit())
-        or len(offset + length) > 36
-    ):
-        raise _refused(path, f"{label} has external data at offset {offset[:40]!r}, length {length[:40]!r}")
-    if tensor.data_type in _ITEM_BYTES and int(length) != size_bytes:
-        raise _refused(path, f"{label} has {length} bytes of external data, its dimensions say {size_bytes}")
-    available = _plain_file_size(path.parent / name, path)
-    if int(offset) + int(length) > available:
-        raise _refused(
-            path, f"{label} needs bytes {offset} to {int(offset) + int(length)} of {name!r}, which has {available}"
-        )
-    external.add(name)
-
-
-def _plain_file_size(file: Path, path: Path) -> int:
-    try:
-        status = os.lstat(file)
-    except (OSError, ValueError) as error:
-        raise _refused(path, f"external data {file.name!r} cannot be read: {error}") from error
-    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-        raise _refused(path, f"external data {file.name!r} is a link or no regular file")
-    return status.st_size

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from pathlib import Path
@@ -10,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from orchestrator.core.errors import GateError, IntegrityError, UserCodeError
@@ -82,7 +79,8 @@ def test_external_data_beside_the_model_is_fine(tmp_path: Path) -> None:
         ({"location": "pipe"}, "link or no regular"),
         ({"location": "w.bin", "offset": "4", "length": "64"}, "which has 64"),
         ({"location": "w.bin", "offset": "-1"}, "offset '-1'"),
-        ({"location": "w.bin", "offset": "9" * 30}, "which has 64"),
+        ({"location": "w.bin", "offset": "9" * 30}, "offset '999"),
+        ({"location": "w.bin", "offset": "9" * 18}, "which has 64"),
         ({"location": "w.bin", "length": "9" * 40}, "length '999"),
         ({"location": "w.bin", "length": "60"}, "dimensions say 64"),
         ({"location": "w.bin", "checksum": "0"}, "keys"),
@@ -125,7 +123,7 @@ def test_external_data_hidden_in_other_places(tmp_path: Path) -> None:
 def nested(depth: int) -> onnx.ModelProto:
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "leaf", [], [])
     for _ in range(depth):
-        node = helper.make_node("If", ["x"], ["y"], then_branch=graph, else_branch=graph)
+        node = helper.make_node("If", ["x"], ["z"], then_branch=graph, else_branch=graph)
         graph = helper.make_graph([node], "g", [], [])
     model = make_model()
     model.graph.node.extend(graph.node)
@@ -200,17 +198,6 @@ def test_absent_folder_and_too_big(tmp_path: Path) -> None:
         inspect_onnx(saved(tmp_path, make_model()), limits=Limits(nodes=0))
     with pytest.raises(IntegrityError, match=r"no model\.onnx"):
         model_file(tmp_path / "nowhere")
-
-
-WHOLE = make_model().SerializeToString()
-
-
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(at=st.integers(0, len(WHOLE) - 1), value=st.integers(0, 255), cut=st.booleans())
-def test_random_damage_is_fine_or_a_typed_error(tmp_path: Path, at: int, value: int, cut: bool) -> None:
-    data = WHOLE[:at] if cut else WHOLE[:at] + bytes([value]) + WHOLE[at + 1 :]
-    with contextlib.suppress(GateError):
-        inspect_onnx(saved(tmp_path, data))
 
 
 def test_running_in_batches(tmp_path: Path) -> None:
