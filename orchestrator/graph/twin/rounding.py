@@ -1,0 +1,82 @@
+"""How rounding to 16 bits and back is written, as nodes and in numpy, and how sessions over such graphs are run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, cast
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper
+
+from orchestrator.ascend.precision import Low
+
+Array = np.ndarray[Any, Any]
+
+LARGEST: Final[Mapping[Low, float]] = {"fp16": 65504.0, "bf16": float.fromhex("0x1.fep127")}
+"""Largest finite value of each 16-bit format."""
+
+_helper = cast("Any", helper)  # partly untyped
+_ort = cast("Any", onnxruntime)  # ships without types
+
+
+def round_nodes(source: str, target: str, fmt: Low, *, saturating: bool, prefix: str) -> list[onnx.NodeProto]:
+    """Return nodes that round the fp32 tensor `source` to `fmt` and back: `target` is fp32 again.
+
+    To nearest, ties to even, subnormals kept. ONNX Runtime keeps such pairs at every optimisation level.
+
+    Args:
+        source: Name of an fp32 tensor.
+        target: Name for the rounded one.
+        fmt: The 16-bit format.
+        saturating: Turn infinity into the largest finite value and NaN into zero, instead of keeping both.
+        prefix: Start of the names of nodes and tensors in between; unique in the model.
+    """
+    low = TensorProto.FLOAT16 if fmt == "fp16" else TensorProto.BFLOAT16
+    made: list[onnx.NodeProto] = []
+
+    def add(kind: str, inputs: list[str], part: str, output: str = "", **attributes: Any) -> str:
+        name = f"{prefix}/{part}"
+        made.append(_helper.make_node(kind, inputs, [output or name], name=name, **attributes))
+        return output or name
+
+    if saturating:
+        zero = add("Constant", [], "zero", value_float=0.0)
+        least = add("Constant", [], "least", value_float=-LARGEST[fmt])
+        most = add("Constant", [], "most", value_float=LARGEST[fmt])
+        missing = add("IsNaN", [source], "isnan")
+        source = add("Clip", [add("Where", [missing, zero, source], "number"), least, most], "clip")
+    add("Cast", [add("Cast", [source], "down", to=low)], "up", output=target, to=TensorProto.FLOAT)
+    return made
+
+
+def session_options(threads: int = 0) -> Any:
+    """Return options for sessions over twins: nodes run in the order of the file and memory goes back at once.
+
+    In the default order the runtime keeps most of the tensors of a probed graph alive at once.
+    """
+    options = _ort.SessionOptions()
+    options.execution_order = _ort.ExecutionOrder.PRIORITY_BASED
+    options.enable_mem_pattern = False
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.use_deterministic_compute = True
+    options.log_severity_level = 3
+    return options
+
+
+def round_weight(values: Array, fmt: Low, *, saturating: bool) -> Array:
+    """Round a weight as the compiler stores it: clipped to the format's range, infinity too, and back in fp32.
+
+    Args:
+        values: An fp32 array.
+        fmt: The 16-bit format.
+        saturating: Whether NaN becomes zero.
+    """
+    clipped = np.clip(values, -LARGEST[fmt], LARGEST[fmt])
+    if saturating:
+        clipped = np.where(np.isnan(clipped), np.float32(0), clipped)
+    low = np.float16 if fmt == "fp16" else ml_dtypes.bfloat16
+    return clipped.astype(low).astype(np.float32)
