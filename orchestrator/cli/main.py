@@ -24,6 +24,9 @@ VERBS: Final[dict[str, dict[str, str]]] = {
         "logs": "Print a step's log; -f follows it.",
         "lineage": "Trace any id, digest or answer to its origin and its uses.",
     },
+    "Convert": {
+        "recheck": "Judge stored parity measurements again, by other limits.",
+    },
     "Serve": {
         "endpoint": "List endpoints; send one a request.",
         "up": "Bring the local site up.",
