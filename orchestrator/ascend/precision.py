@@ -39,8 +39,7 @@ CUBE_OPERATORS: Final = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "E
 _CUBE_WITHOUT_FP32: Final = frozenset({"Ascend310", "Ascend310P", "Ascend910"})
 _BF16_FAMILIES: Final = frozenset({"Ascend310B", "Ascend910B", "Ascend910_93", "Ascend950"})
 _REDUCTIONS: Final = frozenset({
-    "ReduceMean", "ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSum", "ReduceLogSumExp",
-    "GlobalAveragePool",
+    "ReduceMean", "ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSum", "GlobalAveragePool",
 })  # fmt: skip
 _CONTROL_INPUTS: Final[Mapping[str, frozenset[int]]] = {
     "Resize": frozenset({1, 2}), "Upsample": frozenset({1}), "Dropout": frozenset({1}),

@@ -9,7 +9,7 @@ on as it is and rounded where somebody computes with it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from typing import Any, Final, Literal
 
@@ -22,7 +22,17 @@ from orchestrator.graph.twin.element_types import UNKNOWN, output_types
 from orchestrator.graph.twin.rounding import round_nodes, session_options
 from orchestrator.graph.twin.wires import Edges, NodeUse, Place, Reader, Wire
 
-__all__ = ["Edges", "NodeUse", "Place", "Reader", "Wire", "plan_edges", "round_nodes", "session_options", "subgraphs"]
+__all__ = [
+    "Edges",
+    "NodeUse",
+    "Place",
+    "Reader",
+    "Wire",
+    "plan_edges",
+    "round_nodes",
+    "session_options",
+    "subgraph_path",
+]
 
 FLOAT: Final = int(TensorProto.FLOAT)
 OLDEST_OPSET: Final = 11
@@ -46,7 +56,7 @@ def plan_edges(model: onnx.ModelProto, policy: Policy, keep: Collection[str] = (
         keep: Names of nodes that stay in fp32.
 
     Raises:
-        GateError: The graph is of an opset below 11, or computes in 16-bit floats itself.
+        GateError: The graph is of an opset below 11, has local functions, or computes in 16-bit floats itself.
         PlanError: `keep` names no node, or one that this SoC cannot compute in fp32.
     """
     opsets = {"" if item.domain == "ai.onnx" else item.domain: item.version for item in model.opset_import}
@@ -55,17 +65,17 @@ def plan_edges(model: onnx.ModelProto, policy: Policy, keep: Collection[str] = (
         raise GateError(
             f"the twin needs opset {oldest} or newer, the graph has {opsets.get('', 0)}", hint="export at 18"
         )
+    if model.functions:
+        raise GateError("the graph has local functions", hint="inline them (onnx.inliner.inline_local_functions)")
     analysis = _Analysis(policy, frozenset(keep), opsets)
     analysis.graph(model.graph, "", [], ())
     analysis.check_keep()
-    return Edges(policy.low, policy.saturating, analysis.wires, analysis.nodes)
+    return Edges(policy.low, policy.saturating, analysis.wires, analysis.nodes, analysis.parents)
 
 
-def subgraphs(node: Any, scope: str, index: int) -> Iterator[tuple[str, Any]]:
-    """Yield the path and the graph of each subgraph of a node."""
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield f"{scope}/{node.name or node.op_type}@{index}.{attribute.name}", attribute.g
+def subgraph_path(node: Any, place: Place, attribute: str) -> str:
+    """Return the path of the subgraph that an attribute of a node holds."""
+    return f"{place.scope}/{node.name or node.op_type}@{place.index}.{attribute}"
 
 
 class _Analysis:
@@ -77,6 +87,7 @@ class _Analysis:
         self.opsets = opsets
         self.wires: dict[tuple[str, str], Wire] = {}
         self.nodes: dict[Place, NodeUse] = {}
+        self.parents: dict[str, Place] = {}
         self._types: dict[tuple[str, str], int] = {}
 
     def graph(
@@ -184,7 +195,10 @@ class _Analysis:
         )
         formals = [] if node.op_type == "If" else list(zip(kinds, wires, strict=True))
         results: list[list[tuple[int, Wire | None]]] = []
-        for path, graph in subgraphs(node, place.scope, place.index):
+        held = [(attribute.name, attribute.g) for attribute in node.attribute if attribute.HasField("g")]
+        for name, graph in held:
+            path = subgraph_path(node, place, name)
+            self.parents[path] = place
             self.graph(graph, path, formals, scopes)
             inner = (path, *scopes)
             results.append([(self._type(out.name, inner), self._wire(out.name, inner)) for out in graph.output])

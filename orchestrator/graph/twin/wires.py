@@ -106,12 +106,25 @@ class Edges:
         saturating: Whether rounding turns infinity into the largest finite value and NaN into zero.
         wires: By (path of graph, name), in the order of definition.
         nodes: By place, in the order of execution.
+        parents: Path of each subgraph -> the node that holds it.
     """
 
     low: Low
     saturating: bool
     wires: Mapping[tuple[str, str], Wire]
     nodes: Mapping[Place, NodeUse]
+    parents: Mapping[str, Place]
+
+    def first_use(self, wire: Wire) -> int:
+        """Return the index, in the graph that defines the wire, of the first node that reads it or holds a reader."""
+        found: list[int] = []
+        for reader in wire.readers:
+            place = reader.place
+            while place.scope != wire.scope:
+                place = self.parents[place.scope]
+            if place.index >= 0:
+                found.append(place.index)
+        return min(found, default=0)
 
     def in_scope(self, scope: str) -> Iterator[Wire]:
         """Yield the wires that a graph defines."""

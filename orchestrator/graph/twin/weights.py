@@ -1,0 +1,104 @@
+"""Weights of a twin: rounded once, tensor by tensor, in memory or from file to file, so that they are never held twice."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import IO, Any, Final, Protocol, cast
+
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+
+from orchestrator.ascend.precision import Low
+from orchestrator.graph.twin.rounding import round_weight
+
+COPY_LIMIT_BYTES: Final = 16 * 2**20
+"""A weight that is needed both raw and rounded is stored twice up to this size; above it the graph rounds it as it runs."""
+
+_ALIGNMENT: Final = 4096  # so that runtimes can map each tensor
+_CHUNK_ITEMS: Final = 1 << 22
+_numpy_helper = cast("Any", numpy_helper)  # partly untyped
+
+
+class Weights(Protocol):
+    """Where the weights of the twin come from and go to."""
+
+    def as_is(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
+        """Return the tensor for the twin, unrounded."""
+        ...
+
+    def rounded(self, tensor: onnx.TensorProto, name: str) -> onnx.TensorProto | None:
+        """Return it rounded, called `name`; None leaves the rounding to the graph."""
+        ...
+
+
+class InMemory:
+    """Weights that the model carries itself. Those that were left in external files are rounded by the graph."""
+
+    def __init__(self, low: Low, *, saturating: bool) -> None:
+        self._low: Low = low
+        self._saturating = saturating
+
+    def as_is(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
+        """Return the tensor itself."""
+        return tensor
+
+    def rounded(self, tensor: onnx.TensorProto, name: str) -> onnx.TensorProto | None:
+        """Return a rounded copy; None where the data are in an external file."""
+        if tensor.data_location == TensorProto.EXTERNAL:
+            return None
+        values = _numpy_helper.to_array(tensor)
+        return _numpy_helper.from_array(round_weight(values, self._low, saturating=self._saturating), name)
+
+
+class FileToFile(InMemory):
+    """Weights in external files beside the source, written into one external file of the twin, piece by piece."""
+
+    def __init__(self, folder: Path, name: str, out: IO[bytes], low: Low, *, saturating: bool) -> None:
+        super().__init__(low, saturating=saturating)
+        self._folder = folder
+        self._name = name
+        self._out = out
+
+    def as_is(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
+        """Return the tensor, its external data copied to the twin's file."""
+        if tensor.data_location != TensorProto.EXTERNAL:
+            return tensor
+        return self._copy(tensor, tensor.name, rounding=False)
+
+    def rounded(self, tensor: onnx.TensorProto, name: str) -> onnx.TensorProto | None:
+        """Return the tensor rounded, in the twin's file where its data are external."""
+        if tensor.data_location != TensorProto.EXTERNAL:
+            return super().rounded(tensor, name)
+        return self._copy(tensor, name, rounding=True)
+
+    def _copy(self, tensor: onnx.TensorProto, name: str, *, rounding: bool) -> onnx.TensorProto:
+        fields = {entry.key: entry.value for entry in tensor.external_data}
+        offset = int(fields.get("offset", 0))
+        start = math.ceil(self._out.tell() / _ALIGNMENT) * _ALIGNMENT
+        self._out.write(b"\0" * (start - self._out.tell()))
+        with (self._folder / fields["location"]).open("rb") as source:
+            size_bytes = int(fields["length"]) if "length" in fields else source.seek(0, 2) - offset
+            source.seek(offset)
+            self._stream(source, size_bytes, rounding=rounding)
+        made = onnx.TensorProto()
+        made.name, made.data_type = name, tensor.data_type
+        made.dims.extend(tensor.dims)
+        made.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", self._name), ("offset", start), ("length", size_bytes)):
+            entry = made.external_data.add()
+            entry.key, entry.value = key, str(value)
+        return made
+
+    def _stream(self, source: IO[bytes], size_bytes: int, *, rounding: bool) -> None:
+        left = size_bytes
+        while left:
+            piece = source.read(min(left, 4 * _CHUNK_ITEMS))
+            if not piece:
+                raise EOFError(f"external data end {left} bytes early")
+            left -= len(piece)
+            if rounding:
+                values = np.frombuffer(piece, "<f4").astype(np.float32)
+                piece = round_weight(values, self._low, saturating=self._saturating).astype("<f4").tobytes()
+            self._out.write(piece)
