@@ -44,7 +44,7 @@ class OnnxModel:
         self._piece, self._exact = fixed or max_batch, fixed is not None
         try:
             self._session = _ort.InferenceSession(str(path), _options(threads), providers=["CPUExecutionProvider"])
-        except _runtime_errors() as error:
+        except runtime_errors() as error:
             raise GateError(
                 f"onnxruntime cannot load the graph: {error}", place=path.name, hint="the message names the operator"
             ) from error
@@ -77,7 +77,7 @@ class OnnxModel:
         feed = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         try:
             values = self._session.run(names, feed)
-        except _runtime_errors() as error:
+        except runtime_errors() as error:
             raise GateError(f"onnxruntime failed: {error}", hint="the message names the node") from error
         return dict(zip(names, cast("list[Array]", values), strict=True))
 
@@ -91,7 +91,7 @@ def _options(threads: int) -> Any:
     return options
 
 
-def _runtime_errors() -> tuple[type[Exception], ...]:
+def runtime_errors() -> tuple[type[Exception], ...]:
     """Return the runtime's own errors, which share no base of their own."""
     module = _ort.capi.onnxruntime_pybind11_state
     names = (

@@ -1,0 +1,78 @@
+"""Names and shapes: unique node names, dimensions that the recipe fixes, attributes that only say the default."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from orchestrator.graph.rewrites.base import Changes, Context
+from orchestrator.graph.rewrites.build import Builder, Names, attribute, graphs, nodes
+from orchestrator.graph.rewrites.each import each, on_demand
+
+
+def name_nodes(model: ir.Model, context: Context) -> Changes:
+    """Give every node a name of its own: compilers, keep lists and error messages go by them."""
+    del context
+    changes, names, seen = Changes(), Names(model), set[str]()
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        old = node.name or ""
+        if not old or old in seen:
+            node.name = names.node(old or f"node_{node.op_type}")
+            changes.nodes.append(node.name)
+        seen.add(node.name or "")
+    return changes
+
+
+def fix_shapes(model: ir.Model, context: Context) -> Changes:
+    """Fix the named dimensions for which one size is asked; those with several stay, for the compiler's gears."""
+    changes = Changes()
+    fixed = {name: sizes[0] for name, sizes in context.shapes.items() if len(sizes) == 1}
+    for name, sizes in context.shapes.items():
+        if len(sizes) > 1:
+            changes.notes.append(
+                f"dimension {name!r} stays dynamic; gears {', '.join(map(str, sizes))} go to the compiler"
+            )
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if _fix(value, fixed):
+            changes.nodes.append(value.name or "")
+    if changes:
+        _forget_shapes(model)
+    return changes
+
+
+def _fix(value: ir.Value, fixed: dict[str, int]) -> bool:
+    if value.shape is None:
+        return False
+    dims = [fixed.get(dim.value or "", dim) if isinstance(dim, ir.SymbolicDim) else dim for dim in value.shape]
+    if dims == list(value.shape):
+        return False
+    value.shape = ir.Shape(dims)
+    return True
+
+
+def _forget_shapes(model: ir.Model) -> None:
+    """Drop what was inferred with the dimensions open; it is inferred again."""
+    kept = {id(value) for value in (*model.graph.inputs, *model.graph.outputs)}
+    for graph in graphs(model.graph):
+        for node in graph:
+            for value in node.outputs:
+                if id(value) not in kept and node.op_type != "Constant":
+                    value.shape = None
+
+
+@each("MaxPool", when=on_demand)
+def strip_dilations(b: Builder, node: ir.Node) -> bool:
+    """MaxPool: take off dilations that are all 1, which torch always writes and this toolchain refuses."""
+    del b
+    dilations = attribute(node, "dilations")
+    if dilations is None or any(int(value) != 1 for value in dilations):
+        return False
+    del node.attributes["dilations"]
+    return True
+
+
+def quantised(model: ir.Model) -> list[ir.Node]:
+    """Return the nodes of a quantised graph (QDQ or integer operators)."""
+    return nodes(
+        model, "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul",
+        "ConvInteger", "MatMulInteger",
+    )  # fmt: skip
