@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from orchestrator.ascend.installed import ParserKey
 from orchestrator.ascend.kernels import KernelTable
+from orchestrator.graph.coverage.nodes import Node
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +37,18 @@ class Question:
         return bool(self.family)
 
 
-def rewrite_for(op_type: str, domain: str, opset: int, toolchain: str) -> str | None:
-    """Return the name of the rewrite that removes such nodes, None where there is none."""
+def rewrite_for(node: Node, question: Question, *, opset_matters: bool = False) -> str | None:
+    """Return the name of the rewrite that removes such nodes, None where there is none.
+
+    Args:
+        node: The node that is in the way.
+        question: What it is judged against.
+        opset_matters: Whether another opset of the model would mend it; otherwise `lower_opset` is no answer.
+    """
     from orchestrator.graph import rewrites
 
-    return rewrites.rewrite_for(op_type, domain, opset, toolchain)
+    found = rewrites.rewrite_for(node.op_type, node.domain, node.opset, question.toolchain)
+    return None if found == "lower_opset" and not opset_matters else found
 
 
 def advice(rewrite: str | None, otherwise: str) -> str:

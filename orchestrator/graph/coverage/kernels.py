@@ -9,7 +9,7 @@ from orchestrator.ascend.kernels import cube_dtypes
 from orchestrator.ascend.operators import ascend_types, atc_operator, is_local, lowered
 from orchestrator.graph.coverage.judge import Question
 from orchestrator.graph.coverage.nodes import Node
-from orchestrator.graph.coverage.verdicts import Finding, Verdict, best, worst
+from orchestrator.graph.coverage.verdicts import Finding, best, worst
 
 _FLOATS: Final = frozenset({"float16", "bfloat16", "float32"})
 _WIDE: Final = frozenset({"int64", "uint64", "float64", "complex64", "complex128"})
@@ -178,10 +178,8 @@ def _narrowing(dtype: str) -> str | None:
 
 
 def _narrower(dtype: str) -> str:
-    rewrite = _narrowing(dtype)
-    return f"the rewrite {rewrite} narrows it" if rewrite else ""
-
-
-def verdict_of(finding: Finding | None) -> Verdict:
-    """Return the verdict of a finding, `ok` of none."""
-    return finding.verdict if finding else "ok"
+    texts = {
+        "int64": "use int32 in the model; for inputs of the model the rewrite narrow_int64 does it",
+        "float64": "the rewrite narrow_float64 computes it in float32",
+    }
+    return texts.get(dtype, "")

@@ -107,7 +107,8 @@ def max_pool(node: Node, _: Question) -> Iterator[Finding]:
             "slow",
             f"MaxPool window {kernel}, strides {node.ints('strides')} run on the AI CPU "
             f"(fast: window at most {_LARGEST_POOL} elements and {_LARGEST_KERNEL} per axis, stride {_LARGEST_STRIDE})",
-            "pool in two steps; over the whole plane use GlobalMaxPool",
+            "the rewrite split_large_kernel splits it; over the whole plane use GlobalMaxPool",
+            "split_large_kernel",
         )
     yield from _width(node)
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from orchestrator.graph.coverage.judge import Question
 from orchestrator.graph.coverage.nodes import Node
-from orchestrator.graph.coverage.verdicts import Finding
+from orchestrator.graph.coverage.verdicts import Finding, Verdict
 
 Limit = Callable[[Node, Question], Iterator[Finding]]
 
@@ -39,39 +39,64 @@ def layer_normalization(_node: Node, _: Question) -> Iterator[Finding]:
     )
 
 
-def if_outer(node: Node, _: Question) -> Iterator[Finding]:
-    """Branches cannot read what the graph around them computes: `outside_input_node should has data`."""
-    if node.captures:
-        names = ", ".join(sorted(node.captures)[:3])
+def control_flow(node: Node, _: Question) -> Iterator[Finding]:
+    """Parsed, and then no MindIR comes out: If fails with branches that read from outside and with those that do not,
+    Loop when its condition is written, and one Loop never ended.
+    """
+    yield Finding(
+        "blocked",
+        f"the converter parses {node.op_type} and then fails to write it",
+        "compute both branches and choose with Where"
+        if node.op_type == "If"
+        else "unroll it in the model, or use ATC's If",
+    )
+
+
+def conv_strides(node: Node, question: Question) -> Iterator[Finding]:
+    """Converted without `strides` (ONNX's default is 1), and refused when the CPU runtime builds it."""
+    if "strides" not in node.attributes:
         yield Finding(
-            "blocked", f"If whose branches read tensors from outside ({names})", "compute both and choose with Where"
+            _runtime(question),
+            "Conv without the attribute strides is converted, and the runtime refuses it",
+            "export it with strides",
         )
 
 
-def instance_normalization(node: Node, _: Question) -> Iterator[Finding]:
-    """On rank 3 the size of gamma is compared with the wrong axis; torch writes GroupNorm this way."""
-    if node.rank() == 3:
-        yield Finding(
-            "blocked", "InstanceNormalization of rank 3 (how torch writes GroupNorm) is refused", "write it out"
-        )
-
-
-def cast(node: Node, question: Question) -> Iterator[Finding]:
-    """Integers to bool: converted, and refused when the CPU runtime builds it."""
+def cast(node: Node, _: Question) -> Iterator[Finding]:
+    """Integers cast to bool and on to float stay what they were: 2 becomes 2, not 1."""
     target = node.outputs[0].dtype if node.outputs and node.outputs[0] else ""
     if not node.folded and target == "bool" and node.value(0).dtype in {"int64", "int32"}:
-        verdict = "unknown" if question.family else "blocked"
         yield Finding(
-            verdict, f"Cast of {node.value(0).dtype} to bool: the CPU runtime refuses it", "compare with 0 instead"
+            "unknown",
+            f"Cast of {node.value(0).dtype} to bool keeps the number: right for 0 and 1 alone",
+            "compare with 0 instead",
         )
+
+
+def instance_normalization(node: Node, question: Question) -> Iterator[Finding]:
+    """On rank 3 the runtime compares the size of gamma with the wrong axis; torch writes GroupNorm this way."""
+    if node.rank() == 3:
+        yield Finding(
+            _runtime(question),
+            "InstanceNormalization of rank 3 (how torch writes GroupNorm): the runtime refuses it",
+            "the rewrite decompose_instance_normalization writes it out",
+            "decompose_instance_normalization",
+        )
+
+
+def _runtime(question: Question) -> Verdict:
+    """Return what a refusal of the CPU runtime means: on a SoC another runtime builds the graph."""
+    return "unknown" if question.family else "blocked"
 
 
 MINDSPORE_LIMITS: Final[Mapping[str, Limit]] = {
+    "AveragePool": pool_dilations,
     "Cast": cast,
-    "If": if_outer,
+    "Conv": conv_strides,
+    "If": control_flow,
     "InstanceNormalization": instance_normalization,
     "LayerNormalization": layer_normalization,
-    "AveragePool": pool_dilations,
+    "Loop": control_flow,
     "MaxPool": pool_dilations,
 }
 """Operator of `ai.onnx` -> what was measured of it."""

@@ -46,7 +46,7 @@ def _atc(node: Node, question: Question) -> Finding | None:
         return None  # constants are built into the parser
     if not opsets:
         return _unregistered(node, question)
-    rewrite = rewrite_for(node.op_type, node.domain, node.opset, question.toolchain)
+    rewrite = rewrite_for(node, question, opset_matters=True)
     reason = (
         f"{node.op_type} is parsed in models of opset {_spans(opsets)}, this model has {node.opset} "
         "(the key must match exactly)"
@@ -57,7 +57,6 @@ def _atc(node: Node, question: Question) -> Finding | None:
             reason,
             "export at opset 18 or older (recipe: model.opset), or let the rewrite lower_opset do it",
             "lower_opset",
-            whole=True,
         )
     return Finding("blocked", reason, advice(rewrite, f"export at one of opset {_spans(opsets)}"), rewrite)
 
@@ -67,7 +66,7 @@ def _unregistered(node: Node, question: Question) -> Finding:
         return Finding(
             "blocked", f"ATC has no parser for {node.op_type}: quantised ONNX does not convert", _QUANTISED_FIX
         )
-    rewrite = rewrite_for(node.op_type, node.domain, node.opset, question.toolchain)
+    rewrite = rewrite_for(node, question)
     if node.domain:
         return Finding(
             "blocked",
@@ -89,7 +88,7 @@ def _mindspore_lite(node: Node, question: Question) -> Finding | None:
     """The converter goes by the name alone, at any opset (measured with 2.0.0)."""
     if mindspore_lite_parses(node.op_type, node.domain):
         return None
-    rewrite = rewrite_for(node.op_type, node.domain, node.opset, question.toolchain)
+    rewrite = rewrite_for(node, question)
     if node.op_type in _QUANTISED:
         return Finding("blocked", f"the converter does not know {node.op_type}", _QUANTISED_FIX)
     return Finding(
@@ -106,7 +105,7 @@ def _cann_provider(node: Node, question: Question) -> Finding | None:
         return None
     if node.folded and not node.domain:
         return None  # ONNX Runtime computes it before the provider is asked
-    rewrite = rewrite_for(node.op_type, node.domain, node.opset, question.toolchain)
+    rewrite = rewrite_for(node, question)
     return Finding(
         "blocked",
         f"the CANN provider does not take {node.op_type}: it would run on the CPU, with copies before and after",

@@ -9,17 +9,17 @@ from typing import Any, Final, Literal
 
 Verdict = Literal["ok", "slow", "unknown", "blocked"]
 
-_WORSE: Final[dict[Verdict, int]] = {"ok": 0, "slow": 1, "unknown": 2, "blocked": 3}
+_ORDER: Final[tuple[Verdict, ...]] = ("ok", "slow", "unknown", "blocked")
 
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:
     """Return the worst; `ok` of none."""
-    return max(verdicts, key=_WORSE.__getitem__, default="ok")
+    return _ORDER[max((_ORDER.index(verdict) for verdict in verdicts), default=0)]
 
 
 def best(verdicts: Iterable[Verdict]) -> Verdict:
     """Return the best; `unknown` of none."""
-    return min(verdicts, key=_WORSE.__getitem__, default="unknown")
+    return _ORDER[min((_ORDER.index(verdict) for verdict in verdicts), default=2)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +28,12 @@ class Finding:
 
     Attributes:
         rewrite: Name of the rewrite that removes the cause, where one does.
-        whole: It concerns the model, not this node: many nodes have the same.
     """
 
     verdict: Verdict
     reason: str
     fix: str = ""
     rewrite: str | None = None
-    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +91,13 @@ class Coverage:
     def counts(self) -> dict[Verdict, int]:
         """Number of nodes per verdict; all four are there."""
         found = Counter(node.verdict for node in self.nodes)
-        return {verdict: found[verdict] for verdict in _WORSE}
+        return {verdict: found[verdict] for verdict in _ORDER}
 
     def offending(self, *verdicts: Verdict) -> tuple[NodeVerdict, ...]:
         """Return the nodes with these verdicts (without any: all that are not ok), worst first, in graph order."""
         wanted = verdicts or ("slow", "unknown", "blocked")
         found = [node for node in self.nodes if node.verdict in wanted]
-        return tuple(sorted(found, key=lambda node: -_WORSE[node.verdict]))
+        return tuple(sorted(found, key=lambda node: -_ORDER.index(node.verdict)))
 
     def to_json(self) -> dict[str, Any]:
         """Return the whole as one object; `offending` names every node that is not ok, `operators` sums up the rest."""
