@@ -17,8 +17,12 @@ from orchestrator.core.errors import GateError
 from orchestrator.core.processes import die_with_parent
 from orchestrator.graph.limits import Limits
 
-_PARSED_SIZE_RATIO: Final = 5
-"""The file, its parsed form and the copies of checker and inference; a graph of honest nodes stays below."""
+_WEIGHTS_RATIO: Final = 3
+"""The file and its parsed form; weights are taken out before they are copied again."""
+_GRAPH_RATIO: Final = 16
+_GRAPH_SIZE_BYTES: Final = 2**28
+"""Nodes take 15 times their size in the file: parsed three times over by checker and inference. Graphs without their weights
+stay below this size."""
 
 _LONGEST_REASON: Final = 1500
 
@@ -42,7 +46,8 @@ def main(arguments: list[str]) -> None:
 
 def confine(limits: Limits, file_size_bytes: int) -> None:
     """Lower our own limits for good: memory, processor time, size of written files, no core dump."""
-    memory = limits.memory_size_bytes + _PARSED_SIZE_RATIO * min(file_size_bytes, limits.file_size_bytes)
+    size = min(file_size_bytes, limits.file_size_bytes)
+    memory = limits.memory_size_bytes + _WEIGHTS_RATIO * size + _GRAPH_RATIO * min(size, _GRAPH_SIZE_BYTES)
     for kind, most in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_AS, memory),
@@ -62,7 +67,7 @@ def examine(path: Path, limits: Limits) -> tuple[str, bytes]:
         GateError: The file is refused.
     """
     from orchestrator.graph.graph_info import describe
-    from orchestrator.graph.walk import load_checked, walk
+    from orchestrator.graph.walk import check_shapes, load_checked
     from orchestrator.graph.weights import take_out
 
     try:
@@ -72,7 +77,7 @@ def examine(path: Path, limits: Limits) -> tuple[str, bytes]:
         whole = model.SerializeToString()
         del model
         found = _check(whole, path)
-        walk(found, Path.cwd() / path.name, limits)  # once more, now that shapes are known: what would it allocate?
+        check_shapes(found, path, limits)
         return info.to_text(), found.SerializeToString()
     except MemoryError as error:
         raise GateError("the ONNX file is refused: reading it takes too much memory", place=path.name) from error
@@ -87,17 +92,23 @@ def _check(whole: bytes, path: Path) -> Any:
     try:
         onnx.checker.check_model(whole, full_check=True)  # pyright: ignore[reportUnknownMemberType] untyped
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
-        reason = str(error)[:_LONGEST_REASON]
+        reason = _plain(error)
         raise GateError(
             f"the ONNX checker refuses the graph: {reason}", place=path.name, hint="export it again"
         ) from error
     try:
         return cast("Any", onnx.shape_inference).infer_shapes(whole, data_prop=True)
     except (onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
-        reason = str(error)[:_LONGEST_REASON]
+        reason = _plain(error)
         raise GateError(
             f"shape inference refuses the graph: {reason}", place=path.name, hint="export it again"
         ) from error
+
+
+def _plain(error: Exception) -> str:
+    """Return the message without control characters: it holds names from the file, and ends up on a terminal."""
+    text = " ".join(str(error)[:_LONGEST_REASON].split())
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ _ROOT: Final = str(Path(orchestrator.__file__).resolve().parent.parent)
 _CODE: Final = "import sys; sys.path.append(sys.argv.pop(1)); from orchestrator.graph.checker_child import main; main(sys.argv[1:])"
 _LONGEST_LINE: Final = 16 << 20
 _LAST_WORDS: Final = 600
+_OUT_OF_MEMORY: Final = ("MemoryError", "bad_alloc", "cannot allocate memory", "Cannot allocate memory")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ def _died(path: Path, code: int, words: IO[bytes]) -> GateError | InternalError:
     said = words.read().decode(errors="replace").strip()
     if code in {-signal.SIGXCPU, -signal.SIGKILL}:
         return _refused(path, f"checking it takes too much time or memory ({signal.Signals(-code).name})")
-    if "MemoryError" in said or "bad_alloc" in said:
+    if any(word in said for word in _OUT_OF_MEMORY):
         return _refused(path, "checking it takes too much memory")
     if code < 0:
         return _refused(path, f"checking it kills the checker ({_signal(-code)})")

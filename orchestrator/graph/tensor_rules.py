@@ -65,16 +65,26 @@ class TensorRules:
         """Names of the external files so far."""
         return tuple(self._ranges)
 
+    def expect(self, count: int) -> None:
+        """Refuse early, before a million of them is looked at one by one.
+
+        Raises:
+            GateError: So many more are too many.
+        """
+        if self._count + count > self._limits.tensors:
+            raise refused(self._path, f"more than {self._limits.tensors} tensors")
+
     def check(self, tensor: Any) -> None:
         """Check one tensor.
 
         Raises:
             GateError: It is damaged or hostile.
         """
+        if not isinstance(tensor.name, str) or len(tensor.name) > self._limits.name_length:
+            raise refused(self._path, f"a tensor's name is no text or too long: {tensor.name[:80]!r}")
         label = f"tensor {tensor.name[:80]!r}"
+        self.expect(1)
         self._count += 1
-        if self._count > self._limits.tensors:
-            raise refused(self._path, f"more than {self._limits.tensors} tensors")
         if tensor.data_type not in _BITS and tensor.data_type != TensorProto.STRING:
             raise refused(self._path, f"{label} has unknown element type {tensor.data_type}")
         self._dims(tensor.dims, label)
@@ -166,6 +176,8 @@ def external_entry(tensor: Any, label: str, size_bytes: int, path: Path) -> tupl
     if not set(keys) <= _EXTERNAL_KEYS or len(keys) != len(set(keys)) or "location" not in keys:
         raise refused(path, f"{label} has external data with keys {[key[:40] for key in keys[:8]]}")
     fields = {entry.key: entry.value for entry in tensor.external_data}
+    if not all(isinstance(value, str) for value in fields.values()):
+        raise refused(path, f"{label} has external data at a place that is not UTF-8")
     name = fields["location"]
     if name != Path(name).name or name in {"", ".", ".."} or "\\" in name or "\0" in name:
         raise refused(

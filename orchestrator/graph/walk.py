@@ -23,8 +23,6 @@ from orchestrator.core.errors import GateError
 from orchestrator.graph.limits import Limits
 from orchestrator.graph.tensor_rules import TensorRules, refused
 
-__all__ = ["Limits", "load_checked", "read_whole", "refused", "walk"]
-
 _NEWEST_OPSET: Final = int(onnx.defs.onnx_opset_version())
 _NEWEST_IR: Final = int(onnx.IR_VERSION)
 _OLDEST_IR: Final = 3
@@ -71,10 +69,16 @@ def walk(model: onnx.ModelProto, path: Path, limits: Limits) -> tuple[str, ...]:
     Raises:
         GateError: Something is damaged or hostile.
     """
-    try:
-        return _Walk(path, limits).run(model)
-    except UnicodeDecodeError as error:  # protobuf decodes texts when they are looked at
-        raise refused(path, f"a name is not UTF-8 ({error.reason})") from error
+    return _Walk(path, limits).run(model)
+
+
+def check_shapes(model: onnx.ModelProto, path: Path, limits: Limits) -> None:
+    """Check the shapes of all values again, once inference has found them: what would a runtime allocate?
+
+    Raises:
+        GateError: A value is bigger than the limits allow.
+    """
+    _Walk(path, limits).shapes(model)
 
 
 class _Walk:
@@ -96,10 +100,35 @@ class _Walk:
         self._tensors.finish()
         return tuple(sorted(self._tensors.files))
 
+    def shapes(self, model: Any) -> None:
+        todo: list[Any] = [model.graph]
+        while todo:
+            graph = todo.pop()
+            for value in (*graph.output, *graph.value_info):
+                self._value(value)
+            for node in graph.node:
+                for attribute in node.attribute:
+                    todo.extend([attribute.g] if attribute.HasField("g") else [])
+                    todo.extend(attribute.graphs)
+
     def _refused(self, what: str) -> GateError:
         return refused(self._path, what)
 
+    def _text(self, *texts: Any) -> None:
+        """Check names: protobuf hands out those that are not UTF-8 as bytes, which would surprise whoever reads them."""
+        for text in texts:
+            if not isinstance(text, str):
+                raise self._refused(f"a name is not UTF-8: {text[:80]!r}")
+            if len(text) > self._limits.name_length:
+                raise self._refused(f"a name of {len(text)} characters: {text[:80]!r}…")
+
+    def _notes(self, entries: Any) -> None:
+        for entry in entries:
+            self._text(entry.key, entry.value)
+
     def _head(self, model: Any) -> None:
+        self._text(model.producer_name, model.producer_version, *(entry.domain for entry in model.opset_import))
+        self._notes(model.metadata_props)
         if not model.HasField("graph") or not model.graph.node:
             raise self._refused("it has no graph or an empty one")
         if not _OLDEST_IR <= model.ir_version <= _NEWEST_IR:
@@ -125,6 +154,9 @@ class _Walk:
         """Check one graph; yield those inside its nodes."""
         self._nodes += len(graph.node)
         self._values += len(graph.input) + len(graph.output) + len(graph.value_info)
+        self._tensors.expect(len(graph.initializer))
+        self._text(graph.name)
+        self._notes(graph.metadata_props)
         if self._nodes > self._limits.nodes or self._values > self._limits.values:
             raise self._refused(f"more than {self._limits.nodes} nodes or {self._limits.values} declared values")
         for tensor in graph.initializer:
@@ -143,26 +175,26 @@ class _Walk:
     def _unique(self, names: Iterable[str], what: str) -> None:
         seen: set[str] = set()
         for name in names:
-            if name in seen:
-                raise self._refused(f"two of its tensors are called {name[:80]!r} ({what})")
-            if not name or len(name) > self._limits.name_length:
-                raise self._refused(f"a name of {len(name)} characters ({what})")
+            self._text(name)
+            if not name or name in seen:
+                raise self._refused(f"two of its tensors are called {name[:80]!r}, or one has no name ({what})")
             seen.add(name)
 
     def _node(self, node: Any) -> Iterator[Any]:
-        label, longest = f"node {node.name[:80]!r}", self._limits.name_length
+        self._text(node.name, node.op_type, node.domain, node.overload, *node.input, *node.output)
+        self._notes(node.metadata_props)
+        label = f"node {node.name[:80]!r}"
         if not node.op_type:
             raise self._refused(f"{label} has no operator")
         if _domain(node.domain) not in self._limits.domains:
             raise self._refused(f"{label} has operator domain {node.domain[:80]!r}, which is not allowed")
-        if len(node.name) > longest or len(node.op_type) > longest or any(len(name) > longest for name in node.input):
-            raise self._refused(f"{label} has a name longer than {longest} characters")
         if len({attribute.name for attribute in node.attribute}) != len(node.attribute):
             raise self._refused(f"{label} has two attributes of one name")
         for attribute in node.attribute:
             yield from self._attribute(attribute, label)
 
     def _attribute(self, attribute: Any, label: str) -> Iterator[Any]:
+        self._text(attribute.name)
         if attribute.ref_attr_name:
             raise self._refused(f"{label} takes attribute {attribute.name[:80]!r} from a function that is not there")
         for tensor in (*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors):
@@ -177,8 +209,8 @@ class _Walk:
         yield from attribute.graphs
 
     def _value(self, value: Any) -> None:
-        if len(value.name) > self._limits.name_length:
-            raise self._refused(f"a value has a name of {len(value.name)} characters")
+        self._text(value.name)
+        self._notes(value.metadata_props)
         self._type(value.type, f"value {value.name[:80]!r}")
 
     def _type(self, kind: Any, label: str) -> None:
@@ -197,6 +229,7 @@ class _Walk:
     def _shape(self, tensor: Any, label: str) -> None:
         if not hasattr(tensor, "shape"):
             return
+        self._text(*(dim.dim_param for dim in tensor.shape.dim))
         dims = [dim.dim_value for dim in tensor.shape.dim if dim.HasField("dim_value")]
         if len(tensor.shape.dim) > self._limits.rank or any(dim < 0 for dim in dims):
             raise self._refused(f"{label} has dimensions {dims[:20]}; name those that may vary")

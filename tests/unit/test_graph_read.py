@@ -15,7 +15,7 @@ from orchestrator.core.errors import GateError, IntegrityError, UserCodeError
 from orchestrator.graph.read import inspect_onnx, model_file, write_onnx_json
 from orchestrator.graph.run_onnx import OnnxModel
 from orchestrator.graph.spec import TensorSpec
-from orchestrator.graph.walk import Limits
+from orchestrator.graph.limits import Limits
 
 
 def make_model(*, opset: int = 17, batch: int | str = "n") -> onnx.ModelProto:
