@@ -11,7 +11,8 @@ from typing import Final, NamedTuple
 from orchestrator.ascend.mindspore_lite_process import Finished
 from orchestrator.core.errors import DeviceError, GateError, InfraError, OrchestratorError
 
-_NO_PARSER: Final = re.compile(r"not support onnx data type (\w+)")
+_NO_PARSER: Final = re.compile(r"not support onnx data type ([A-Za-z_]\w*)")
+_NO_TYPE: Final = re.compile(r"(?:not support onnx data type|unsupported onnx (?:data )?type\D*) *(\d+)")
 _LINE: Final = re.compile(
     r"^\[(?:ERROR|CRITICAL)\][^\[]*\[([^\]:]+/)?(?P<file>[^\]/:]+):\d+\] (?P<text>.+)$", re.MULTILINE
 )
@@ -41,9 +42,9 @@ FAULTS: Final = (
     ),
     Fault(
         "kernel_size/stride/dilation is nullptr",
-        "conv_attributes",
-        "its Conv needs kernel_shape, strides and dilations written out, defaults too",
-        "write the attributes out, as torch's exporters do",
+        "conv_strides",
+        "its Conv needs the attribute `strides` written out, also where it is 1",
+        "write it out, as torch's exporters do",
     ),
     Fault(
         "outside_input_node should has data",
@@ -84,6 +85,13 @@ def convert_error(finished: Finished, *, shapes: bool, ascend: bool) -> Orchestr
             hint="prepare the graph with the rewrites that decompose them; "
             "`orchestrate coverage --toolchain mindspore-lite` names the nodes",
             details=_details("unsupported_ops", finished) | {"ops": ops},
+        )
+    types = sorted({int(number) for number in _NO_TYPE.findall(finished.log)})
+    if types:
+        return GateError(
+            f"MindSpore Lite's converter does not read element type {', '.join(map(str, types))} of ONNX",
+            hint="use float32, float16, int32, int64, int8, uint8 or bool",
+            details=_details("unsupported_types", finished) | {"types": types},
         )
     if finished.died_of:
         return _death(finished, shapes=shapes)

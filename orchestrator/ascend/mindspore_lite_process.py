@@ -88,7 +88,7 @@ def _attempt(python: Path, folder: Path, request: Mapping[str, Any], timeout_s: 
             with suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait()
-    stage = _text(folder / "stage") or "start"
+    stage = _text(folder / "stage").strip() or "start"
     log_text = _text(folder / "log")
     if status is None:
         raise InfraError(
