@@ -12,6 +12,7 @@ from orchestrator.core.files import regular_files
 from orchestrator.plan.fingerprint import package_version
 from orchestrator.recipe import Recipe
 from orchestrator.recipe.source_files import source_files
+from orchestrator.recipe.source_path import is_in_package, source_path
 
 
 def source_digests(recipe: Recipe, folder: Path) -> Callable[[Sequence[str], Sequence[str]], Mapping[str, str]]:
@@ -45,8 +46,9 @@ def data_identities(recipe: Recipe, folder: Path) -> dict[str, str]:
 def source_identity(recipe: Recipe, folder: Path) -> dict[str, str]:
     """Return what identifies the recipe's `source:`; empty where it has none.
 
-    A file by its content. A registered model by its version; an alias may point elsewhere a moment later, so a plan
-    never takes it for known: the model is fetched again, and what follows is reused when its bytes are the same.
+    A file by its content, be it beside the recipe or in a package. A registered model by its version; an alias may point
+    elsewhere a moment later, so a plan never takes it for known: the model is fetched again, and what follows is reused
+    when its bytes are the same.
 
     Raises:
         RecipeError: The file or folder is not there.
@@ -57,8 +59,10 @@ def source_identity(recipe: Recipe, folder: Path) -> dict[str, str]:
     if source.mlflow is not None:
         fixed = "@" not in source.mlflow
         return {"source": source.mlflow if fixed else f"{source.mlflow} at {time.time_ns()}"}
-    path = source.checkpoint or source.safetensors or source.onnx or ""
-    return {"source": path if is_digest(path) else _identity("source", f"file:{path}", folder)}
+    where = source.checkpoint or source.safetensors or source.torch or source.onnx or ""
+    if is_in_package(where):
+        return {"source": f"{where}@{sha256_file(source_path(where, folder))}"}
+    return {"source": where if is_digest(where) else _identity("source", f"file:{where}", folder)}
 
 
 def _identity(name: str, uri: str, folder: Path) -> str:

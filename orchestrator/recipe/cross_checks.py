@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
+from orchestrator.core.errors import RecipeError
 from orchestrator.recipe.entrypoints import find_fault
 from orchestrator.recipe.model import RESERVED_STEPS, Recipe
 from orchestrator.recipe.problems import Loc, did_you_mean
+from orchestrator.recipe.source_path import source_path
 
 Finding = tuple[Loc, str]
 """A path and what is wrong there."""
@@ -138,11 +140,18 @@ def _files(recipe: Recipe, folder: Path) -> Iterator[Finding]:
         if next(_matching(folder, pattern), None) is None:
             yield ("files", index), f"no file below the recipe's folder matches `{pattern}`"
     source = recipe.source
-    exists: Callable[[Path], bool] = Path.is_file
-    for name in ("onnx", "safetensors"):
+    for name in ("onnx", "safetensors", "torch"):
         file = getattr(source, name, None)
-        if file is not None and not exists(folder / file):
-            yield ("source", name), f"there is no file {file}"
+        fault = _missing(file, folder) if file is not None else ""
+        if fault:
+            yield ("source", name), fault
+
+
+def _missing(file: str, folder: Path) -> str:
+    try:
+        return "" if source_path(file, folder).is_file() else f"there is no file {file}"
+    except RecipeError as error:
+        return f"{error.message}; {error.hint}"
 
 
 def _matching(folder: Path, pattern: str) -> Iterator[Path]:

@@ -155,13 +155,18 @@ class Source(Model):
     """Weights or a graph that exist already, instead of training."""
 
     checkpoint: FilePath | None = Field(None, description="Folder or sha256:<hex> of a checkpoint of ours.")
-    safetensors: FilePath | None = Field(None, description="File of weights, below or beside the recipe.")
-    onnx: FilePath | None = Field(None, description="ONNX file, below or beside the recipe; no `model` is needed.")
+    safetensors: FilePath | None = Field(
+        None, description="File of weights: a path from the recipe's folder, or package:NAME/path of an installed one."
+    )
+    torch: FilePath | None = Field(
+        None, description="File that torch.save wrote, of plain tensors; named as `safetensors` is. Never unpickled."
+    )
+    onnx: FilePath | None = Field(None, description="ONNX file, named as `safetensors` is; no `model` is needed.")
     mlflow: MlflowUri | None = Field(None, description="models:/name@alias, models:/name/version or runs:/id/path.")
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        _exactly_one(self, ("checkpoint", "safetensors", "onnx", "mlflow"))
+        _exactly_one(self, ("checkpoint", "safetensors", "torch", "onnx", "mlflow"))
         return self
 
     @property

@@ -12,6 +12,7 @@ from orchestrator.core.digests import is_digest
 from orchestrator.core.errors import TrackingError, UsageError, UserCodeError
 from orchestrator.core.files import write_json
 from orchestrator.core.manifest import MANIFEST_NAME
+from orchestrator.recipe.source_path import source_path
 from orchestrator.steps.api import CHECKPOINT, ONNX, Output, StepContext, StepResult
 
 _TORCH_FILES: Final = (".pt", ".pth", ".bin", ".ckpt")
@@ -22,6 +23,7 @@ def run(ctx: StepContext) -> StepResult:
 
     Raises:
         UserCodeError: The file is absent, or holds no weights.
+        RecipeError: The package that should hold it is not installed, or does not hold it.
         TrackingError: MLflow does not have the model, or does not answer.
         GateError: The graph is hostile or damaged.
     """
@@ -37,7 +39,7 @@ def run(ctx: StepContext) -> StepResult:
 def _local(ctx: StepContext, where: str) -> Path:
     if is_digest(where):
         return Store(ctx.site.state / str(ctx.spec.get("store", "store"))).path(where)
-    path = Path(where) if Path(where).is_absolute() else ctx.recipe_dir / where
+    path = source_path(where, ctx.recipe_dir)
     if not path.exists():
         raise UserCodeError(f"there is no {path}", place=ctx.step, hint="correct `source:` in the recipe")
     return path

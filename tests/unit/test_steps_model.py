@@ -214,7 +214,7 @@ def test_sources_of_every_kind(bench: Bench, onnx: Path) -> None:
     torch.save({"state_dict": {f"module.{k}": v for k, v in weights.items()}}, bench.recipe / "old.pt")
     shutil.copyfile(bench.checkpoint / "model.safetensors", bench.recipe / "new.safetensors")
     shutil.copyfile(onnx / "model.onnx", bench.recipe / "graph.onnx")
-    for kind, name in (("checkpoint", "old.pt"), ("safetensors", "new.safetensors")):
+    for kind, name in (("checkpoint", "old.pt"), ("torch", "old.pt"), ("safetensors", "new.safetensors")):
         done = bench.run(source, {"source": {kind: name}, "model": MODEL})
         found = load_file(done.outputs["checkpoint"].folder / "model.safetensors")
         assert all(torch.equal(found[key], weights[key]) for key in weights)
