@@ -1,7 +1,8 @@
-"""PyTorch to ONNX: an opset that every target reads, the recipe's names and shapes, and the same bytes every time.
+"""PyTorch to ONNX: at one opset, with the recipe's names and shapes, and the same bytes every time.
 
-The dynamo exporter keeps opset 18 without a word when it cannot convert down, so what came out is read back, never assumed.
-Where it does not fit, or the exporter fails, the TorchScript exporter is asked, and read back too.
+The dynamo exporter is asked for opset 18, which it writes natively; what each target's toolchain reads is made of that by
+`prepare.py`, since the exporter's own down-conversion gives up without a word. What came out is read back, never assumed.
+Where dynamo fails, or gives what does not fit the recipe, the TorchScript exporter is asked, and read back too.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import numpy as np
 import onnx
 import torch
 
-from orchestrator.ascend.toolchains import OpsetRange, preferred_opset
+from orchestrator.ascend.toolchains import PREFERRED_OPSET
 from orchestrator.core.errors import GateError, OrchestratorError
 from orchestrator.graph.canonical import canonicalise
+from orchestrator.graph.examples import example_inputs, resized
 from orchestrator.graph.exporters import Exported, with_dynamo, with_torchscript
 from orchestrator.graph.forward import evaluating, forward, tuple_outputs
 from orchestrator.graph.parity import compare
@@ -77,7 +79,6 @@ class _Job:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     example: Mapping[str, Array]
-    allowed: OpsetRange
     source_root: Path | None
     inline_limit_bytes: int
 
@@ -89,8 +90,7 @@ def export_onnx(
     outputs: Sequence[TensorSpec],
     example: Mapping[str, Array],
     out: Path,
-    allowed: OpsetRange,
-    preferred: int | None = None,
+    opset: int = PREFERRED_OPSET,
     source_root: Path | None = None,
     inline_limit_bytes: int = INLINE_LIMIT_BYTES,
 ) -> ExportInfo:
@@ -102,19 +102,15 @@ def export_onnx(
         outputs: The recipe's outputs.
         example: One batch of inputs; real samples or `example_inputs`.
         out: A folder; made where absent.
-        allowed: Opsets that all targets read.
-        preferred: The opset to ask for; the best of `allowed` when None.
+        opset: The opset that the file shall have; every target's own is made from it later.
         source_root: Folder of the user's code, for source lines.
         inline_limit_bytes: Weights above this go to a file beside the model.
 
     Raises:
         UserCodeError: The module fails on the example.
-        GateError: No exporter gives a graph that fits the recipe and the targets; lists what each gave.
+        GateError: No exporter gives a graph of that opset that fits the recipe; lists what each gave.
     """
-    job = _Job(
-        module, tuple(inputs), tuple(outputs), _widened(inputs, example), allowed, source_root, inline_limit_bytes
-    )
-    opset = preferred_opset(allowed) if preferred is None else preferred
+    job = _Job(module, tuple(inputs), tuple(outputs), _widened(inputs, example), source_root, inline_limit_bytes)
     tried: list[str] = []
     with evaluating(module):
         _check_module(job)
@@ -131,56 +127,20 @@ def export_onnx(
                 tried.append(f"{_LABELS[exporter]}: {error.message}")
                 (out / MODEL_ONNX).unlink(missing_ok=True)
     raise GateError(
-        f"no exporter gave an ONNX graph of opset {allowed} ({_bound(allowed)}): " + "; ".join(tried),
-        hint="change the operator that is named, or the target",
-        details={"tried": tried, "allowed": str(allowed), "targets": list(allowed.bound_by)},
+        f"no exporter gave an ONNX graph of opset {opset}: " + "; ".join(tried),
+        hint="change what the messages name in the module",
+        details={"tried": tried, "opset": opset},
     )
-
-
-def example_inputs(
-    inputs: Sequence[TensorSpec], *, sizes: Mapping[str, int] | None = None, batch: int = 2, seed: int = 0
-) -> dict[str, Array]:
-    """Make inputs out of nothing: floats from a normal distribution, integers and booleans 0 or 1.
-
-    Args:
-        inputs: What to make.
-        sizes: Size of named dimensions, e.g. from a target's `shapes`; others have size `batch`.
-        batch: Size of named dimensions that `sizes` lacks.
-        seed: Of the random numbers.
-    """
-    random = np.random.default_rng(seed)
-    made: dict[str, Array] = {}
-    for spec in inputs:
-        shape = [dim if isinstance(dim, int) else (sizes or {}).get(dim, batch) for dim in spec.shape]
-        if spec.dtype.startswith("float"):
-            made[spec.name] = random.standard_normal(shape).astype(spec.dtype)
-        else:
-            made[spec.name] = random.integers(0, 2, shape).astype(spec.dtype)
-    return made
 
 
 def _names(specs: Sequence[TensorSpec]) -> list[str]:
     return [spec.name for spec in specs]
 
 
-def _bound(allowed: OpsetRange) -> str:
-    return "targets " + ", ".join(allowed.bound_by) if allowed.bound_by else "no target"
-
-
 def _widened(inputs: Sequence[TensorSpec], example: Mapping[str, Array]) -> dict[str, Array]:
     """Repeat samples so that every named dimension has at least 2: exporters take a 1 for a constant."""
     sizes = check_arrays(inputs, example, "the example input")
     return resized(inputs, example, {name: max(2, size) for name, size in sizes.items()})
-
-
-def resized(inputs: Sequence[TensorSpec], arrays: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
-    """Repeat or cut along named dimensions until they have `sizes`."""
-    result = dict(arrays)
-    for spec in inputs:
-        for axis, name in spec.dynamic.items():
-            array = result[spec.name]
-            result[spec.name] = np.take(array, np.arange(sizes[name]) % array.shape[axis], axis=axis)
-    return result
 
 
 def _check_module(job: _Job) -> None:
@@ -192,13 +152,13 @@ def _check_module(job: _Job) -> None:
 
 
 def _finish(job: _Job, exported: Exported, out: Path) -> GraphInfo:
-    """Bring the raw export into its one form under `out`, and check that it is what the recipe and the targets ask."""
+    """Bring the raw export into its one form under `out`, and check that it is what the recipe asks."""
     if exported.problem:
         raise GateError(exported.problem)
     model = cast("onnx.ModelProto", _onnx.load(exported.path))
     version = next((entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"}), 0)
-    if version not in job.allowed:
-        raise GateError(f"wrote opset {version} though {exported.opset} was asked, allowed is {job.allowed}")
+    if version != exported.opset:
+        raise GateError(f"wrote opset {version} though {exported.opset} was asked")
     for what, specs, values in (
         ("inputs", job.inputs, model.graph.input),
         ("outputs", job.outputs, model.graph.output),
@@ -276,3 +236,6 @@ def _two_sizes(job: _Job) -> list[Mapping[str, Array]]:
 
 def _shapes(arrays: Mapping[str, Array]) -> str:
     return ", ".join(f"{name}{list(array.shape)}" for name, array in arrays.items())
+
+
+__all__ = ["ExportInfo", "example_inputs", "export_onnx", "resized"]

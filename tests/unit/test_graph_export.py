@@ -12,7 +12,6 @@ import onnx
 import pytest
 import torch
 
-from orchestrator.ascend.toolchains import OpsetRange
 from orchestrator.core.errors import GateError, UserCodeError
 from orchestrator.graph import export as export_module
 from orchestrator.graph.export import ExportInfo, example_inputs, export_onnx
@@ -20,7 +19,6 @@ from orchestrator.graph.read import inspect_onnx
 from orchestrator.graph.run_onnx import OnnxModel
 from orchestrator.graph.spec import TensorSpec, specs
 
-OM, LITE = OpsetRange(8, 18, ("npu",)), OpsetRange(11, 16, ("lite",))
 IMAGE = specs({"image": {"dtype": "float32", "shape": ["batch", 1, 8, 8]}})
 LOGITS = specs({"logits": {"dtype": "float32", "shape": ["batch", 10]}})
 
@@ -39,11 +37,9 @@ class Small(torch.nn.Module):
         return self.head(self.drop(x.mean((2, 3))))
 
 
-def do_export(
-    module: torch.nn.Module, out: Path, allowed: OpsetRange = OM, inputs=IMAGE, outputs=LOGITS, **more
-) -> ExportInfo:
+def do_export(module: torch.nn.Module, out: Path, opset: int = 18, inputs=IMAGE, outputs=LOGITS, **more) -> ExportInfo:
     example = more.pop("example", None) or example_inputs(inputs)
-    return export_onnx(module, inputs=inputs, outputs=outputs, example=example, out=out, allowed=allowed, **more)
+    return export_onnx(module, inputs=inputs, outputs=outputs, example=example, out=out, opset=opset, **more)
 
 
 @pytest.fixture(scope="module")
@@ -102,11 +98,16 @@ def test_the_mode_of_the_module_is_kept(tmp_path: Path) -> None:
 
 
 def test_an_opset_that_dynamo_keeps_in_silence_is_noticed_and_the_other_exporter_taken(tmp_path: Path) -> None:
-    info = do_export(Small(), tmp_path, LITE)
+    info = do_export(Small(), tmp_path, 16)
     assert (info.opset, info.exporter) == (16, "torchscript")
-    assert info.tried == ("dynamo: wrote opset 18 though 16 was asked, allowed is 11 to 16",)
+    assert info.tried == ("dynamo: wrote opset 18 though 16 was asked",)
     assert inspect_onnx(tmp_path / "model.onnx").opset == 16
     assert inspect_onnx(tmp_path / "model.onnx").outputs == LOGITS
+
+
+def test_a_newer_opset_is_written_when_asked(tmp_path: Path) -> None:
+    info = do_export(Small(), tmp_path, 21)
+    assert (info.opset, info.exporter, info.tried) == (21, "dynamo", ())
 
 
 class Attend(torch.nn.Module):
@@ -115,13 +116,13 @@ class Attend(torch.nn.Module):
         return mixed.flatten(1)[:, :10]
 
 
-def test_when_nothing_fits_the_error_names_what_came_out_what_is_allowed_and_who_asks(
+def test_when_nothing_fits_the_error_names_what_each_exporter_gave(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(GateError) as caught:
-        do_export(Attend(), tmp_path, OpsetRange(11, 11, ("old",)))
+        do_export(Attend(), tmp_path, 11)
     text = caught.value.message
-    assert "opset 11 to 11 (targets old)" in text
+    assert "no exporter gave an ONNX graph of opset 11" in text
     assert "dynamo: wrote opset 18 though 11 was asked" in text
     assert "torchscript: UnsupportedOperatorError: Exporting the operator 'aten::scaled_dot_product_attention'" in text
     assert capfd.readouterr().out == ""
@@ -170,10 +171,10 @@ PAIR_OUT = specs(
 )
 
 
-@pytest.mark.parametrize("allowed", [OM, LITE])
-def test_inputs_go_by_name_and_outputs_by_key(tmp_path: Path, allowed: OpsetRange) -> None:
+@pytest.mark.parametrize("opset", [18, 16])
+def test_inputs_go_by_name_and_outputs_by_key(tmp_path: Path, opset: int) -> None:
     example = {"tokens": np.arange(6, dtype=np.int64).reshape(2, 3), "scale": np.array([2], np.float32)}
-    do_export(Pair(), tmp_path, allowed, PAIR_IN, PAIR_OUT, example=example)
+    do_export(Pair(), tmp_path, opset, PAIR_IN, PAIR_OUT, example=example)
     info = inspect_onnx(tmp_path / "model.onnx")
     assert [spec.name for spec in info.inputs] == ["tokens", "scale"]
     assert info.outputs == PAIR_OUT
@@ -219,8 +220,8 @@ def test_a_module_that_raises(tmp_path: Path) -> None:
         do_export(Small(), tmp_path, inputs=inputs)
 
 
-@pytest.mark.parametrize("allowed", [OM, LITE])
-def test_big_weights_lie_beside_the_model(tmp_path: Path, allowed: OpsetRange) -> None:
+@pytest.mark.parametrize("opset", [18, 16])
+def test_big_weights_lie_beside_the_model(tmp_path: Path, opset: int) -> None:
     class Wide(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -229,8 +230,8 @@ def test_big_weights_lie_beside_the_model(tmp_path: Path, allowed: OpsetRange) -
         def forward(self, image):
             return self.head(image.flatten(1))
 
-    do_export(Wide(), tmp_path, allowed, inline_limit_bytes=100)
-    do_export(Wide(), tmp_path, allowed, inline_limit_bytes=100)  # again over the old files: nothing is appended
+    do_export(Wide(), tmp_path, opset, inline_limit_bytes=100)
+    do_export(Wide(), tmp_path, opset, inline_limit_bytes=100)  # again over the old files: nothing is appended
     info = inspect_onnx(tmp_path / "model.onnx")
     assert info.external_files == ("model.onnx.data",)
     assert (tmp_path / "model.onnx.data").stat().st_size < 4000
@@ -241,9 +242,9 @@ AGAIN = """
 import sys, runpy
 from pathlib import Path
 test = runpy.run_path(sys.argv[1])
-for number, allowed in enumerate((test["OM"], test["LITE"])):
+for number, opset in enumerate((18, 16)):
     out = Path(sys.argv[2]) / str(number)
-    test["do_export"](test["Small"](), out, allowed, source_root=Path(sys.argv[1]).parent)
+    test["do_export"](test["Small"](), out, opset, source_root=Path(sys.argv[1]).parent)
 """
 
 
