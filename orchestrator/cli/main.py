@@ -25,6 +25,7 @@ VERBS: Final[dict[str, dict[str, str]]] = {
         "lineage": "Trace any id, digest or answer to its origin and its uses.",
     },
     "Convert": {
+        "coverage": "Say whether every node of an ONNX file runs on a SoC.",
         "recheck": "Judge stored parity measurements again, by other limits.",
     },
     "Serve": {
