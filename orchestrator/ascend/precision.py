@@ -50,7 +50,8 @@ _CONTROL_INPUTS: Final[Mapping[str, frozenset[int]]] = {
 _ASSUMED: Final = (
     "every ONNX node is one kernel: fusions of the compiler, which round less, are not emulated",
     "kernels compute in fp32 on rounded inputs and round their result once; order of summation is that of the CPU",
-    "LSTM, GRU and RNN: inputs, weights and results are rounded, what is inside stays in fp32",
+    "LSTM, GRU and RNN: states are rounded in every step, gates and the hidden state's cell stay in fp32; with own activations, peepholes, clipping "
+    "or sequence lengths only inputs, weights and results are rounded",
     "Softmax, LayerNormalization and InstanceNormalization hold what is inside in fp32",
     "fp16 subnormals are kept, not flushed to zero",
     "weights beyond the format's range are clipped to it (--is_weight_clip=1, the default)",

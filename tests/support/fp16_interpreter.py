@@ -32,14 +32,12 @@ class Value:
 @dataclass
 class Interpreter:
     """Runs one model; `overflowed` tells afterwards whether any rounded value reached the end of the range.
-
-    Args:
-        step_states: Round the states of recurrent operators in every step too.
+    States of recurrent
+       operators are rounded in every step: where they are multiplied, and where they are written.
     """
 
     policy: Policy
     keep: frozenset[str] = frozenset()
-    step_states: bool = False
     overflowed: bool = field(default=False, init=False)
 
     def run(self, model: onnx.ModelProto, inputs: dict[str, Array]) -> list[Array]:
@@ -74,13 +72,16 @@ class Interpreter:
         ]
         while arrays and arrays[-1] is None:
             arrays.pop()
-        results = self._compute(node.op_type, arrays, attributes, low_out)
+        results = self._compute(node.op_type, arrays, attributes, low_in, low_out)
         return [self._write(np.asarray(result), low_out) for result in results]
 
-    def _compute(self, kind: str, arrays: list[Any], attributes: dict[str, Any], low: bool) -> list[Array]:
+    def _compute(
+        self, kind: str, arrays: list[Any], attributes: dict[str, Any], low_in: bool, low: bool
+    ) -> list[Array]:
         if kind in {"LSTM", "GRU"}:
-            step = self._round if self.step_states and low else (lambda x: x)
-            return list((lstm if kind == "LSTM" else gru)(*arrays, step, attributes["hidden_size"]))
+            step = self._round if low else (lambda x: x)
+            enter = self._round if low_in else (lambda x: x)
+            return list((lstm if kind == "LSTM" else gru)(*arrays, enter, step, attributes["hidden_size"]))
         if low and self.policy.accumulates(kind) == "fp16":
             if kind == "ReduceMean":
                 held, count = total(arrays[0], arrays, attributes)

@@ -55,16 +55,20 @@ def conv(x: Array, w: Array, b: Array | None, a: dict[str, Any]) -> Array:
     return y if b is None else y + b.reshape(1, -1, 1, 1)
 
 
-def lstm(x: Array, w: Array, r: Array, b: Array, step: Callable[[Array], Array], hidden: int) -> tuple[Array, ...]:
+Step = Callable[[Array], Array]
+
+
+def lstm(x: Array, w: Array, r: Array, b: Array, enter: Step, step: Step, hidden: int) -> tuple[Array, ...]:
+    """`enter`: what a state becomes where it is multiplied; `step`: what it becomes where it is written."""
     ys, hs, cs = [], [], []
     for way in range(w.shape[0]):
         h = c = np.zeros((x.shape[1], hidden), F32)
         out: list[Any] = [None] * x.shape[0]
         for t in range(x.shape[0]) if way == 0 else reversed(range(x.shape[0])):
-            gates = x[t] @ w[way].T + h @ r[way].T + b[way, : 4 * hidden] + b[way, 4 * hidden :]
+            gates = x[t] @ w[way].T + enter(h) @ r[way].T + b[way, : 4 * hidden] + b[way, 4 * hidden :]
             i, o, f, g = np.split(gates, 4, -1)
-            c = step(sigmoid(f) * c + sigmoid(i) * np.tanh(g))
-            h = step(sigmoid(o) * np.tanh(c))
+            fresh = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+            c, h = step(fresh), step(sigmoid(o) * np.tanh(fresh))
             out[t] = h
         ys.append(np.stack(out))
         hs.append(h)
@@ -72,7 +76,7 @@ def lstm(x: Array, w: Array, r: Array, b: Array, step: Callable[[Array], Array],
     return np.stack(ys, 1), np.stack(hs), np.stack(cs)
 
 
-def gru(x: Array, w: Array, r: Array, b: Array, step: Callable[[Array], Array], hidden: int) -> tuple[Array, ...]:
+def gru(x: Array, w: Array, r: Array, b: Array, enter: Step, step: Step, hidden: int) -> tuple[Array, ...]:
     """With `linear_before_reset`, as torch trains it."""
     ys, hs = [], []
     for way in range(w.shape[0]):
@@ -80,7 +84,7 @@ def gru(x: Array, w: Array, r: Array, b: Array, step: Callable[[Array], Array], 
         out: list[Any] = [None] * x.shape[0]
         for t in range(x.shape[0]) if way == 0 else reversed(range(x.shape[0])):
             z1, r1, n1 = np.split(x[t] @ w[way].T + b[way, : 3 * hidden], 3, -1)
-            z2, r2, n2 = np.split(h @ r[way].T + b[way, 3 * hidden :], 3, -1)
+            z2, r2, n2 = np.split(enter(h) @ r[way].T + b[way, 3 * hidden :], 3, -1)
             z, reset = sigmoid(z1 + z2), sigmoid(r1 + r2)
             h = step((1 - z) * np.tanh(n1 + reset * n2) + z * h)
             out[t] = h

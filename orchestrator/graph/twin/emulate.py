@@ -16,8 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 from orchestrator.ascend.precision import Policy
 from orchestrator.graph.twin.edges import plan_edges, subgraph_path
 from orchestrator.graph.twin.narrow_sums import narrow_sum
-from orchestrator.graph.twin.rounding import round_nodes
-from orchestrator.graph.twin.weights import COPY_LIMIT_BYTES, InMemory, Weights
+from orchestrator.graph.twin.recurrent import recurrent_nodes
+from orchestrator.graph.twin.rounding import COPY_LIMIT_BYTES, round_nodes
+from orchestrator.graph.twin.weights import InMemory, Weights
 from orchestrator.graph.twin.wires import Edges, Place, Wire
 
 METADATA_KEY: Final = "orchestrate.twin"
@@ -126,39 +127,34 @@ class _Builder:
         before.setdefault(self._edges.first_use(wire), []).extend(self._round(wire, stored.name, clip=True))
 
     def _node(self, node: Any, place: Place, made: Any) -> None:
-        copy = made.node.add()
+        copy = onnx.NodeProto()
         copy.CopyFrom(node)
-        for index in range(len(node.input)):
-            copy.input[index] = self._swaps.get((place, index), node.input[index])
+        for index, name in enumerate(node.input):
+            copy.input[index] = self._swaps.get((place, index)) or name
         for attribute in copy.attribute:
             if attribute.HasField("g"):
                 path = subgraph_path(node, place, attribute.name)
                 inner = next(item.g for item in node.attribute if item.name == attribute.name)
                 attribute.g.Clear()
                 self.graph(inner, path, attribute.g)
-        if node.op_type == "Constant":
-            self._constant(node, copy, place, made)
-            return
-        self._results(node, copy, place, made)
+        made.node.extend((self._constant if node.op_type == "Constant" else self._results)(node, copy, place))
 
-    def _constant(self, node: Any, copy: Any, place: Place, made: Any) -> None:
+    def _constant(self, node: Any, copy: Any, place: Place) -> list[onnx.NodeProto]:
         wire = self._edges.wires.get((place.scope, node.output[0]))
         if wire is None or not wire.rounds:
-            return
+            return [copy]
         name = self._rounded[place.scope, wire.name]
         tensor = self._weights.rounded(_constant_tensor(node), name)
-        if tensor is None:  # an attribute cannot lie in an external file of ours
-            source = f"{wire.name}/stored" if name == wire.name else wire.name
-            copy.output[0] = source
-            made.node.extend(self._round(wire, source, clip=True))
-            return
-        rounded = copy if name == wire.name else made.node.add()
-        label = copy.name if name == wire.name else f"{node.name or wire.name}/{self._edges.low}"
-        rounded.CopyFrom(_helper.make_node("Constant", [], [name], name=label, value=tensor))
+        if tensor is None:  # its data lie in an external file: the graph rounds them
+            source = copy.output[0] = f"{wire.name}/stored" if name == wire.name else wire.name
+            return [copy, *self._round(wire, source, clip=True)]
+        if name == wire.name:
+            return [_helper.make_node("Constant", [], [name], name=node.name, value=tensor)]
+        return [copy, _helper.make_node("Constant", [], [name], name=f"{wire.name}/{self._edges.low}", value=tensor)]
 
-    def _results(self, node: Any, copy: Any, place: Place, made: Any) -> None:
-        use = self._edges.nodes[place]
-        extra: list[onnx.NodeProto] = []
+    def _results(self, node: Any, copy: Any, place: Place) -> list[onnx.NodeProto]:
+        use, low, saturating = self._edges.nodes[place], self._edges.low, self._edges.saturating
+        after: list[onnx.NodeProto] = []
         for index, name in enumerate(node.output):
             wire = self._edges.wires.get((place.scope, name))
             if wire is None:
@@ -167,11 +163,12 @@ class _Builder:
             if wire.rounds and wire.low:
                 raw = copy.output[index] = f"{name}/raw"
             if index == 0 and use.narrow_sum:
-                inner = copy.output[0] = f"{name}/wide"
-                extra += narrow_sum(copy, inner, raw, self._edges.low, saturating=self._edges.saturating)
+                copy.output[0] = f"{name}/wide"
+                after += narrow_sum(copy, copy.output[0], raw, low, saturating=saturating)
             if wire.rounds:
-                extra += self._round(wire, raw)
-        made.node.extend(extra)
+                after += self._round(wire, raw)
+        steps = recurrent_nodes(copy, use.rounding, low, saturating=saturating)
+        return [*(steps or [copy]), *after]
 
     def _round(self, wire: Wire, source: str, *, clip: bool = False) -> list[onnx.NodeProto]:
         """Return the nodes that round `source`; `clip` is the rule for weights, which saturate on every SoC."""

@@ -7,39 +7,33 @@ emulated: their order is the kernel's secret, and with values of one sign none e
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from orchestrator.ascend.precision import Low
 from orchestrator.graph.twin.rounding import round_nodes
-
-_helper = cast("Any", helper)  # partly untyped
+from orchestrator.graph.twin.sketch import Sketch
 
 
 def narrow_sum(node: Any, source: str, target: str, fmt: Low, *, saturating: bool) -> list[onnx.NodeProto]:
     """Return nodes that turn the result `source` of `node` into what it is with its sum rounded, as `target`."""
-    prefix = f"{target}/sum"
-    made: list[onnx.NodeProto] = []
-
-    def add(kind: str, inputs: list[str], part: str, output: str = "", **attributes: Any) -> str:
-        name = f"{prefix}/{part}"
-        made.append(_helper.make_node(kind, inputs, [output or name], name=name, **attributes))
-        return output or name
+    made = Sketch(f"{target}/sum")
 
     def rounded(wide: str) -> str:
-        made.extend(round_nodes(wide, f"{prefix}/rounded", fmt, saturating=saturating, prefix=f"{prefix}/round"))
-        return f"{prefix}/rounded"
+        held = f"{made.prefix}/rounded"
+        made.nodes.extend(round_nodes(wide, held, fmt, saturating=saturating, prefix=f"{made.prefix}/round"))
+        return held
 
     if node.op_type in {"ReduceMean", "GlobalAveragePool"}:
-        sizes = [add("Size", [node.input[0]], "items"), add("Size", [source], "means")]
-        count = add("Cast", [add("Div", sizes, "per_mean")], "count", to=TensorProto.FLOAT)
-        add("Div", [rounded(add("Mul", [source, count], "wide")), count], "scale", target)
+        sizes = [made.add("Size", [node.input[0]], "items"), made.add("Size", [source], "means")]
+        count = made.add("Cast", [made.add("Div", sizes, "per_mean")], "count", to=TensorProto.FLOAT)
+        made.add("Div", [rounded(made.add("Mul", [source, count], "wide")), count], "scale", target)
     elif node.op_type == "ReduceL2":
-        add("Sqrt", [rounded(add("Mul", [source, source], "wide"))], "root", target)
+        made.add("Sqrt", [rounded(made.add("Mul", [source, source], "wide"))], "root", target)
     elif node.op_type == "ReduceLogSum":
-        add("Log", [rounded(add("Exp", [source], "wide"))], "log", target)
+        made.add("Log", [rounded(made.add("Exp", [source], "wide"))], "log", target)
     else:
-        add("Identity", [source], "same", target)
-    return made
+        made.add("Identity", [source], "same", target)
+    return made.nodes

@@ -9,16 +9,20 @@ import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from orchestrator.ascend.precision import Low
+from orchestrator.graph.twin.sketch import Sketch
 
 Array = np.ndarray[Any, Any]
 
 LARGEST: Final[Mapping[Low, float]] = {"fp16": 65504.0, "bf16": float.fromhex("0x1.fep127")}
 """Largest finite value of each 16-bit format."""
 
-_helper = cast("Any", helper)  # partly untyped
+COPY_LIMIT_BYTES: Final = 16 * 2**20
+"""A weight needed both raw and rounded is stored twice up to this size; above it the graph rounds it as it runs."""
+
+_FOLDING: Final = "optimization.constant_folding_max_output_size_in_bytes"
 _ort = cast("Any", onnxruntime)  # ships without types
 
 
@@ -35,27 +39,22 @@ def round_nodes(source: str, target: str, fmt: Low, *, saturating: bool, prefix:
         prefix: Start of the names of nodes and tensors in between; unique in the model.
     """
     low = TensorProto.FLOAT16 if fmt == "fp16" else TensorProto.BFLOAT16
-    made: list[onnx.NodeProto] = []
-
-    def add(kind: str, inputs: list[str], part: str, output: str = "", **attributes: Any) -> str:
-        name = f"{prefix}/{part}"
-        made.append(_helper.make_node(kind, inputs, [output or name], name=name, **attributes))
-        return output or name
-
+    made = Sketch(prefix)
     if saturating:
-        zero = add("Constant", [], "zero", value_float=0.0)
-        least = add("Constant", [], "least", value_float=-LARGEST[fmt])
-        most = add("Constant", [], "most", value_float=LARGEST[fmt])
-        missing = add("IsNaN", [source], "isnan")
-        source = add("Clip", [add("Where", [missing, zero, source], "number"), least, most], "clip")
-    add("Cast", [add("Cast", [source], "down", to=low)], "up", output=target, to=TensorProto.FLOAT)
-    return made
+        zero = made.add("Constant", [], "zero", value_float=0.0)
+        least = made.add("Constant", [], "least", value_float=-LARGEST[fmt])
+        most = made.add("Constant", [], "most", value_float=LARGEST[fmt])
+        number = made.add("Where", [made.add("IsNaN", [source], "isnan"), zero, source], "number")
+        source = made.add("Clip", [number, least, most], "clip")
+    made.add("Cast", [made.add("Cast", [source], "down", to=low)], "up", output=target, to=TensorProto.FLOAT)
+    return made.nodes
 
 
 def session_options(threads: int = 0) -> Any:
     """Return options for sessions over twins: nodes run in the order of the file and memory goes back at once.
 
-    In the default order the runtime keeps most of the tensors of a probed graph alive at once.
+    In the default order the runtime keeps most of the tensors of a probed graph alive at once. Big weights that the graph
+    rounds are not folded into second copies either.
     """
     options = _ort.SessionOptions()
     options.execution_order = _ort.ExecutionOrder.PRIORITY_BASED
@@ -64,6 +63,7 @@ def session_options(threads: int = 0) -> Any:
     options.inter_op_num_threads = 1
     options.use_deterministic_compute = True
     options.log_severity_level = 3
+    options.add_session_config_entry(_FOLDING, str(COPY_LIMIT_BYTES))
     return options
 
 

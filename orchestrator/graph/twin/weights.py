@@ -11,10 +11,8 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from orchestrator.ascend.precision import Low
+from orchestrator.core.errors import GateError
 from orchestrator.graph.twin.rounding import round_weight
-
-COPY_LIMIT_BYTES: Final = 16 * 2**20
-"""A weight that is needed both raw and rounded is stored twice up to this size; above it the graph rounds it as it runs."""
 
 _ALIGNMENT: Final = 4096  # so that runtimes can map each tensor
 _CHUNK_ITEMS: Final = 1 << 22
@@ -96,7 +94,7 @@ class FileToFile(InMemory):
         while left:
             piece = source.read(min(left, 4 * _CHUNK_ITEMS))
             if not piece:
-                raise EOFError(f"external data end {left} bytes early")
+                raise GateError(f"the external data end {left} bytes early", hint="export the model again")
             left -= len(piece)
             if rounding:
                 values = np.frombuffer(piece, "<f4").astype(np.float32)
