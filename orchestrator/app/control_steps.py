@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.app.wiring import Workplace
+from orchestrator.ascend.soc import is_soc, soc
 from orchestrator.engine.events import Event
 from orchestrator.engine.recorder import Recorder
 from orchestrator.ledger import Ledger, Owner
 from orchestrator.ledger.rows import user_name
 from orchestrator.plan.model import Draft
+
+if TYPE_CHECKING:
+    from orchestrator.bundle.variant import Variant
+    from orchestrator.graph.verdict import Thresholds
 
 REHEARSAL_DEVICE = "cpu (rehearsal)"
 
@@ -34,6 +40,20 @@ class PoolControl:
         # The ledger is the truth and this row is the registration; MLflow receives it as a projection (DESIGN D1).
         return {"model": draft.spec["name"]}
 
+    def _variant(self, inputs: Mapping[str, str]) -> Variant | None:
+        """Return the variant that the pool loads; None where the bundle's own graph is served."""
+        from orchestrator.bundle.variant import read_variant
+
+        return read_variant(self._workplace.store.path(inputs["variant"])) if "variant" in inputs else None
+
+    def _limits(self, draft: Draft, variant: Variant | None) -> Thresholds:
+        """Return what the smoke test asks: of a graph that rounds what its target asks, of the fp32 graph an export's."""
+        from orchestrator.graph.verdict import Thresholds, thresholds_for
+
+        if variant is None:
+            return Thresholds()
+        return replace(thresholds_for(variant.precision, draft.spec.get("parity")), metric_drop={})
+
     def _deploy(self, draft: Draft, inputs: Mapping[str, str], recorder: Recorder) -> dict[str, Any]:
         from orchestrator.app.serve_site import connect
         from orchestrator.bundle.oci import bundle_digest, unpack
@@ -43,13 +63,19 @@ class PoolControl:
         layout = self._workplace.store.path(inputs["bundle"])
         bundle = bundle_digest(layout)
         folder = unpack(layout, self._workplace.bundles, expected=bundle)
+        variant = self._variant(inputs)
         request = DeployRequest(
             endpoint=str(draft.spec["endpoint"]),
             pool=str(draft.spec["pool"]),
             bundle=bundle,
             path=folder,
             artifact=inputs["bundle"],
-            runtime="onnx-cpu",
+            runtime=variant.runtime if variant is not None else "onnx-cpu",
+            variant=variant.digest if variant is not None else "",
+            variant_artifact=inputs.get("variant", ""),
+            variant_path=str(variant.folder) if variant is not None else "",
+            thresholds=self._limits(draft, variant),
+            saturating=variant is not None and is_soc(variant.soc or "") and soc(variant.soc or "").saturating,
             device=REHEARSAL_DEVICE,
             actor=user_name(),
             reason=f"execution {self._execution}",
@@ -67,6 +93,8 @@ class PoolControl:
             "generation": done.generation,
             "previous": done.previous,
             "bundle": done.bundle,
+            "variant": request.variant,
+            "runtime": request.runtime,
             "pool": done.pool,
             "device": done.device,
             "url": done.url,

@@ -52,11 +52,14 @@ class KnownState:
             "endpoint": endpoint,
             "generation": live.number,
             "bundle": live.bundle,
+            "variant": live.variant,
             "pool": live.pool,
             "device": live.device,
             "url": f"{url}/v2/models/{endpoint}",
         }
-        return Deployed(live.artifact, live.number, bool(url) and _answers(url, endpoint, live.number), facts)
+        return Deployed(
+            live.artifact, live.number, bool(url) and _answers(url, endpoint, live.number), facts, live.variant_artifact
+        )
 
     def _url(self, site: str) -> str:
         from orchestrator.cluster.local import status

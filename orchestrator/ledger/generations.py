@@ -27,7 +27,7 @@ TRANSITIONS: Final[Mapping[GenerationState, frozenset[GenerationState]]] = {
 ROUTED: Final = frozenset({GenerationState.STAGED, GenerationState.LIVE, GenerationState.DRAINING})
 """States that stand in a routing table."""
 
-_SAME: Final = ("endpoint", "pool", "bundle", "kind")
+_SAME: Final = ("endpoint", "pool", "bundle", "variant", "kind")
 
 
 class Generations:

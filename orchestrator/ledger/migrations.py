@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from sqlalchemy import Connection, inspect, select
+from sqlalchemy import Connection, inspect, select, text
 
 from orchestrator.core.errors import LedgerError
 from orchestrator.core.ids import new_token
@@ -14,7 +14,14 @@ from orchestrator.ledger.database import Database
 
 Migration = Callable[[Connection], None]
 
-MIGRATIONS: Final[Mapping[int, Migration]] = {}
+
+def _add_variants(connection: Connection) -> None:
+    """Version 2: a generation may load a variant in place of its bundle's graph."""
+    for name in ("variant", "variant_artifact", "variant_path"):
+        connection.execute(text(f"ALTER TABLE ledger_generations ADD COLUMN {name} TEXT NOT NULL DEFAULT ''"))
+
+
+MIGRATIONS: Final[Mapping[int, Migration]] = {1: _add_variants}
 """`n: step` brings a ledger of version n to n + 1; every released version stays here for ever."""
 
 VERSION: Final = 1 + len(MIGRATIONS)

@@ -226,6 +226,9 @@ class GenerationRequest:
         bundle: Digest that clients see.
         artifact: Digest of the stored artifact that holds the bundle; empty when it was not made here.
         path: Folder of the unpacked bundle on the serve site.
+        variant: Digest of the variant that is loaded in place of the bundle's graph; empty without one.
+        variant_artifact: Digest of the stored artifact that holds the variant.
+        variant_path: The variant's folder on the serve site.
         expected: Number of the live generation, 0 = none. A repeat with the same `request_id` gets the first result.
     """
 
@@ -241,6 +244,9 @@ class GenerationRequest:
     expected: int
     request_id: str
     actor: str
+    variant: str = ""
+    variant_artifact: str = ""
+    variant_path: str = ""
     reason: str = ""
     evidence: Json = field(default_factory=_nothing)
 
@@ -267,6 +273,9 @@ class Generation:
     error: Json | None
     created_at: float
     changed_at: float
+    variant: str = ""
+    variant_artifact: str = ""
+    variant_path: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -227,6 +227,9 @@ generations: Final = Table(
     Column("path", Text, nullable=False),
     Column("runtime", Text, nullable=False),
     Column("device", Text, nullable=False),
+    Column("variant", Text, nullable=False, server_default=""),  # empty: the bundle's own graph is served
+    Column("variant_artifact", Text, nullable=False, server_default=""),
+    Column("variant_path", Text, nullable=False, server_default=""),
     Column("kind", Text, nullable=False),
     Column("request_id", Text, nullable=False),
     Column("actor", Text, nullable=False),

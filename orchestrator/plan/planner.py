@@ -34,7 +34,7 @@ class Known(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Deployed:
-    """What an endpoint serves: the artifact digest of the live generation's bundle, and whether it answers.
+    """What an endpoint serves: the artifact digests of the live generation's bundle and variant, and whether it answers.
 
     `facts` are those that the deploy step gave: endpoint, generation, bundle, pool, device, url.
     """
@@ -43,6 +43,7 @@ class Deployed:
     generation: int
     answering: bool
     facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    variant: str = ""
 
 
 def order(drafts: Sequence[Draft]) -> list[Draft]:
@@ -115,7 +116,7 @@ def _decide(draft: Draft, planned: Mapping[str, PlannedStep], known: Known, *, r
     parts = parts_of(draft, inputs)
     fingerprint = fingerprint_of(parts)
     if draft.kind == "deploy":
-        return _decide_deploy(draft, inputs["bundle"], fingerprint, parts, known, refresh=refresh)
+        return _decide_deploy(draft, inputs, fingerprint, parts, known, refresh=refresh)
     result = None if refresh else known.result(fingerprint)
     if result is not None:
         reason = f"nothing changed; made by {result.get('execution', 'an earlier execution')}"
@@ -134,13 +135,20 @@ def _decide(draft: Draft, planned: Mapping[str, PlannedStep], known: Known, *, r
 
 
 def _decide_deploy(
-    draft: Draft, bundle: str, fingerprint: str, parts: Mapping[str, Any], known: Known, *, refresh: bool
+    draft: Draft,
+    inputs: Mapping[str, str],
+    fingerprint: str,
+    parts: Mapping[str, Any],
+    known: Known,
+    *,
+    refresh: bool,
 ) -> PlannedStep:
     live = known.deployed(str(draft.spec["endpoint"]), str(draft.spec["pool"]))
     if live is None:
         return PlannedStep(draft, Action.RUN, "nothing is live yet", fingerprint, parts)
-    if live.artifact != bundle:
-        reason = f"generation {live.generation} serves another bundle"
+    if (live.artifact, live.variant) != (inputs["bundle"], inputs.get("variant", "")):
+        what = "bundle" if live.artifact != inputs["bundle"] else "variant of the bundle"
+        reason = f"generation {live.generation} serves another {what}"
         return PlannedStep(draft, Action.RUN, reason, fingerprint, parts)
     if refresh or not live.answering:
         reason = "refresh asked" if refresh else f"generation {live.generation} does not answer"

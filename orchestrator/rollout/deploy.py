@@ -101,7 +101,12 @@ class _Walk:
 
     def _is_wanted(self, live: Generation) -> bool:
         asked = self._request
-        return (live.bundle, live.runtime, live.device) == (asked.bundle, asked.runtime, asked.device)
+        return (live.bundle, live.variant, live.runtime, live.device) == (
+            asked.bundle,
+            asked.variant,
+            asked.runtime,
+            asked.device,
+        )
 
     def _append(self, known: tuple[Generation, ...], live: Generation | None) -> Generation:
         """Append the generation, or find the one that a killed deploy of the same request left staged."""

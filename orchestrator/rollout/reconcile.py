@@ -69,4 +69,6 @@ def _row(generation: Generation) -> table.Generation:
         weight=_WEIGHTS[generation.state],
         state=generation.state.value,
         device=generation.device,
+        variant=generation.variant,
+        variant_path=generation.variant_path,
     )

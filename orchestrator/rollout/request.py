@@ -23,6 +23,9 @@ class DeployRequest:
         artifact: Digest of the stored artifact that holds the bundle; empty when it was carried here.
         runtime: Which runtime loads it, e.g. `onnx-cpu`.
         device: What the pool's slots say they are, e.g. `cpu (rehearsal)`.
+        variant: Digest of the variant to load in place of the bundle's graph; empty without one.
+        variant_artifact: Digest of the stored artifact that holds the variant.
+        variant_path: The variant's folder on the serve site.
         expected: The live generation that the caller has seen; None takes the one that is live now.
         thresholds: What the smoke test asks.
         saturating: Whether the device hides overflow and NaN.
@@ -40,6 +43,9 @@ class DeployRequest:
     device: str
     actor: str
     artifact: str = ""
+    variant: str = ""
+    variant_artifact: str = ""
+    variant_path: str = ""
     kind: GenerationKind = "promote"
     reason: str = ""
     evidence: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -66,6 +72,7 @@ class DeployRequest:
             "site": site,
             "pool": self.pool,
             "bundle": self.bundle,
+            "variant": self.variant,
             "runtime": self.runtime,
             "device": self.device,
             "kind": self.kind,
@@ -81,6 +88,9 @@ class DeployRequest:
             path=str(self.path.absolute()),
             runtime=self.runtime,
             device=self.device,
+            variant=self.variant,
+            variant_artifact=self.variant_artifact,
+            variant_path=self.variant_path,
             kind=self.kind,
             expected=live if self.expected is None else self.expected,
             request_id=sha256_json(identity),

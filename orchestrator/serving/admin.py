@@ -117,7 +117,7 @@ def _report(status: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]
         report
         for agent in status["agents"]
         for report in agent["replicas"]
-        if report["endpoint"] == row["endpoint"] and report["bundle"] == row["bundle"]
+        if all(report[key] == row[key] for key in ("endpoint", "bundle", "variant"))
     ]
     failed = [report for report in reports if report["state"] == "failed"]
     return failed[0] if failed else reports[0] if reports else None

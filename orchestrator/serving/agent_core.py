@@ -39,7 +39,7 @@ class AgentCore:
     def __init__(self, settings: AgentSettings) -> None:
         self._settings = settings
         self._state = Path(settings.state)
-        self._replicas: dict[tuple[str, str], Supervised] = {}
+        self._replicas: dict[tuple[str, str, str], Supervised] = {}
         self._version = 0
         self._changed = asyncio.Event()
         self.slot = -1
@@ -124,7 +124,7 @@ class AgentCore:
 
     def _place(self, version: int, placements: list[Placement]) -> None:
         """Start what is new; what has gone is drained by the router and ends by itself, or is ended later."""
-        wanted = {(p.endpoint, p.bundle): p for p in placements}
+        wanted = {(p.endpoint, *p.build): p for p in placements}
         for key, placement in wanted.items():
             replica = self._replicas.get(key)
             if replica is None:
@@ -144,7 +144,7 @@ class AgentCore:
         self._changed.set()
 
     def _forget(self, replica: Supervised) -> None:
-        key = (replica.placement.endpoint, replica.placement.bundle)
+        key = (replica.placement.endpoint, *replica.placement.build)
         if self._replicas.get(key) is replica:
             del self._replicas[key]
         self._changed.set()

@@ -92,6 +92,8 @@ class ReplicaSettings:
         path: The bundle's folder.
         runtime: A name of `orchestrator.serving.runtimes.api`.
         device: What the session must say it runs on.
+        variant: Digest of the variant to load in place of the bundle's graph; empty without one.
+        variant_path: The variant's folder.
         parent_pid: When not 0, the replica dies with this parent.
         status_fd: When not 0, a pipe to the agent: one JSON object a line.
     """
@@ -103,6 +105,8 @@ class ReplicaSettings:
     path: str
     runtime: str
     device: str
+    variant: str = ""
+    variant_path: str = ""
     parent_pid: int = 0
     status_fd: int = 0
 

@@ -214,7 +214,7 @@ class Dispatcher:
         Raises:
             LinkError: Not in the table, another device than the table says, or another signature than its siblings'.
         """
-        lanes = [x for x in self.lanes if x.endpoint == replica.endpoint and x.generation.bundle == replica.bundle]
+        lanes = [x for x in self.lanes if x.endpoint == replica.endpoint and x.generation.build == replica.build]
         if not any(not lane.retired for lane in lanes):
             raise LinkError(f"endpoint {replica.endpoint} with bundle {replica.bundle} is not in the table")
         for lane in lanes:

@@ -17,15 +17,25 @@ from orchestrator.serving.tensors import Tensor, TensorSpec, from_array
 _RTOL: Final = 1e-3
 _ATOL: Final = 1e-4
 """Of the largest reference value of the output. Wide enough for another order of additions, far below what a wrong kernel gives."""
+_ROUNDED_SQNR_DB: Final = 20.0
+"""What a model that rounds must keep at least: below what any sound fp16 or bf16 network gives, above what a wrong kernel
+gives. The limits of the recipe are judged by parity and by the smoke test."""
+_ROUNDED_AGREEMENT: Final = 0.9
+"""Share of equal integers that such a model must keep."""
 _MAX_SAMPLES: Final = 8
 """Enough to notice a wrong device or a wrong file, few enough to start quickly; the parity step looks at all of them."""
 _MAX_REPLY_BYTES: Final = MAX_BODY_BYTES // 2
 
 
-def self_check(session: Session, golden: Golden) -> int:
+def self_check(session: Session, golden: Golden, *, rounded: bool = False) -> int:
     """Run golden samples one by one and, where the model batches, together; returns the batch size that is safe.
 
     A model with large outputs gets the batch whose reply the link can carry. A model whose rows change when they run together (it mixes along axis 0) is served without batching: 1.
+
+    Args:
+        session: The loaded model.
+        golden: The bundle's samples and reference outputs.
+        rounded: The model computes in fewer bits than the references; see `_ROUNDED_SQNR_DB`.
 
     Raises:
         ServingError: The inputs or outputs have other names than the model's.
@@ -39,7 +49,9 @@ def self_check(session: Session, golden: Golden) -> int:
         largest = max(largest, sum(len(tensor.data) for tensor in found))
         for spec, tensor in zip(session.outputs, found, strict=True):
             wanted = golden.outputs[spec.name][sample]
-            problem = _compare(tensor, wanted.reshape(tensor.shape) if wanted.size == _size(tensor) else wanted)
+            problem = _compare(
+                tensor, wanted.reshape(tensor.shape) if wanted.size == _size(tensor) else wanted, rounded
+            )
             if problem:
                 raise DeviceError(
                     f"self-check of sample {sample}: output {spec.name!r} {problem}",
@@ -50,7 +62,7 @@ def self_check(session: Session, golden: Golden) -> int:
     if rows < 2:
         return max_batch
     together = _run(session, [from_array(spec.name, golden.inputs[spec.name][:rows]) for spec in session.inputs])
-    fits = all(not _compare(t, golden.outputs[t.name][:rows]) for t in together)
+    fits = all(not _compare(t, golden.outputs[t.name][:rows], rounded) for t in together)
     return max_batch if fits else 1
 
 
@@ -81,19 +93,25 @@ def _size(tensor: Tensor) -> int:
     return size
 
 
-def _compare(tensor: Tensor, wanted: npt.NDArray[np.generic]) -> str:
+def _compare(tensor: Tensor, wanted: npt.NDArray[np.generic], rounded: bool) -> str:
     """Return what is wrong, or nothing: shape first, then non-finite values, then numbers."""
     found = tensor.array()
     if found.shape != wanted.shape:
         return f"has shape {list(found.shape)}, reference {list(wanted.shape)}"
     if found.dtype.kind != "f":
-        return "" if np.array_equal(found, wanted) else "differs from the reference"
+        least = _ROUNDED_AGREEMENT if rounded else 1.0
+        return "" if float(np.mean(np.equal(found, wanted))) >= least else "differs from the reference"
     values = cast("npt.NDArray[np.floating]", found).astype(np.float64)
     reference = cast("npt.NDArray[np.floating]", wanted).astype(np.float64)
     if not np.isfinite(values).all():
         return f"holds {int((~np.isfinite(values)).sum())} values that are not finite"
     size = np.abs(reference)
     off = np.abs(values - reference)
+    if rounded:
+        signal, noise = float((reference**2).sum()), float((off**2).sum())
+        if noise * 10 ** (_ROUNDED_SQNR_DB / 10) <= signal or noise == 0:
+            return ""
+        return f"is off by up to {float(off.max()):.3g}, less than {_ROUNDED_SQNR_DB:g} dB of it is signal"
     # Written so that a NaN in the reference fails too.
     if bool((off <= _ATOL * size.max(initial=0) + _RTOL * size).all()):
         return ""

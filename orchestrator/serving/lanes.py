@@ -95,3 +95,9 @@ class Replica:
     draining: bool = False
     batches: dict[int, Batch] = field(default_factory=dict[int, Batch])
     lanes: list[Lane] = field(default_factory=list[Lane])
+    variant: str = ""
+
+    @property
+    def build(self) -> tuple[str, str]:
+        """What it has loaded: bundle and variant."""
+        return self.bundle, self.variant

@@ -110,6 +110,7 @@ class LinkConnection(asyncio.Protocol):
             hello.device,
             hello.signature,
             self._send,
+            variant=hello.variant,
         )
         self._server.dispatcher.register(replica, now)
         self.replica = replica
@@ -123,7 +124,7 @@ class LinkConnection(asyncio.Protocol):
         assert self.agent is not None
         table = self._server.table
         rows = [
-            Placement(e.name, g.bundle, g.path, g.runtime, g.device).to_json()
+            Placement(e.name, g.bundle, g.path, g.runtime, g.device, g.variant, g.variant_path).to_json()
             for e, g in table.placements(self.agent.pool)
         ]
         self._send([encode(Kind.PLACEMENTS, {"version": table.version, "placements": rows})])

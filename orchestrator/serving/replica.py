@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import orjson
 
@@ -30,6 +30,9 @@ from orchestrator.serving.runtimes.api import Session, runtime
 from orchestrator.serving.signature import Signature
 from orchestrator.serving.tensors import Buffer
 from orchestrator.serving.wire import ReplicaHello, read_rows
+
+if TYPE_CHECKING:
+    from orchestrator.bundle.variant import Variant
 
 STALL_S: Final = 60.0
 """A batch that takes longer means a device that will not answer; the kernel then ends the process (SIGALRM)."""
@@ -68,8 +71,10 @@ class ReplicaProcess:
         found = open_unpacked(path).digest
         if found != settings.bundle:
             raise IntegrityError(f"the folder holds bundle {found}, the table says {settings.bundle}", place=str(path))
-        session = runtime(settings.runtime).load(path, settings.device)
-        max_batch = self_check(session, read_golden(path / GOLDEN_FILE))
+        variant = self._variant()
+        folder = path if variant is None else variant.folder
+        session = runtime(settings.runtime).load(folder, settings.device)
+        max_batch = self_check(session, read_golden(path / GOLDEN_FILE), rounded=variant is not None)
         signature = Signature(session.inputs, session.outputs, max_batch)
         hello = ReplicaHello(
             settings.replica,
@@ -79,6 +84,7 @@ class ReplicaProcess:
             settings.runtime,
             session.device,
             signature,
+            settings.variant,
         )
         try:
             while not self._stopping and self._serve_once(session, hello):
@@ -86,6 +92,28 @@ class ReplicaProcess:
         except _Stopped:
             pass
         session.close()
+
+    def _variant(self) -> Variant | None:
+        """Return the variant to load, its files verified; None where the bundle's own graph is served.
+
+        Raises:
+            IntegrityError: It is another one than the table says, or belongs to another bundle.
+        """
+        settings = self._settings
+        if not settings.variant:
+            return None
+        from orchestrator.bundle.variant import read_variant
+
+        variant = read_variant(Path(settings.variant_path))
+        found = (variant.digest, variant.bundle, variant.runtime)
+        if found != (settings.variant, settings.bundle, settings.runtime):
+            raise IntegrityError(
+                f"the folder holds variant {found[0]} of bundle {found[1]} for runtime {found[2]!r}, "
+                f"the table says {settings.variant} of {settings.bundle} for {settings.runtime!r}",
+                place=settings.variant_path,
+                hint="deploy the bundle again",
+            )
+        return variant
 
     def _on_term(self, _number: int, _frame: object) -> None:
         self._stopping = True

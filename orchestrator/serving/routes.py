@@ -104,7 +104,7 @@ class Routes:
         lanes: dict[int, Lane] = {}
         for generation in endpoint.generations:
             lane = old.lanes.get(generation.generation) if old else None
-            same = lane is not None and lane.generation.bundle == generation.bundle
+            same = lane is not None and lane.generation.build == generation.build
             if lane is not None and same and lane.generation.device == generation.device:
                 lane.generation = generation
             else:
@@ -118,7 +118,7 @@ class Routes:
     def _new_lane(self, name: str, lane: Lane) -> Lane:
         """A replica that already runs the bundle serves the new generation as well."""
         for replica in self._dispatcher.replicas():
-            fits = replica.endpoint == name and replica.bundle == lane.generation.bundle
+            fits = replica.endpoint == name and replica.build == lane.generation.build
             if fits and replica.device == lane.generation.device and not replica.draining:
                 attach(replica, lane)
         self._dispatcher.lanes.append(lane)
@@ -131,6 +131,7 @@ class Routes:
                 "endpoint": lane.endpoint,
                 "generation": lane.generation.generation,
                 "bundle": lane.generation.bundle,
+                "variant": lane.generation.variant,
                 "state": lane.generation.state,
                 "weight": lane.generation.weight,
                 "ready": len(lane.replicas),

@@ -51,7 +51,8 @@ class Supervised:
         gone: Callable[[Supervised], None],
     ) -> None:
         self.placement = placement
-        self._name = f"{name}.{placement.endpoint}.{short(placement.bundle)}"
+        build = "-".join(short(digest) for digest in placement.build if digest)
+        self._name = f"{name}.{placement.endpoint}.{build}"
         self._settings = settings
         self._changed = changed
         self._gone = gone
@@ -71,7 +72,14 @@ class Supervised:
         pid = self._process.pid if self._process else 0
         placement = self.placement
         return ReplicaReport(
-            placement.endpoint, placement.bundle, self._state, self._restarts, pid, self._error, self._tail
+            placement.endpoint,
+            placement.bundle,
+            self._state,
+            self._restarts,
+            pid,
+            self._error,
+            self._tail,
+            placement.variant,
         )
 
     def want(self, placement: Placement) -> None:
@@ -190,6 +198,8 @@ class Supervised:
             "path": placement.path,
             "runtime": placement.runtime,
             "device": placement.device,
+            "variant": placement.variant,
+            "variant_path": placement.variant_path,
             "parent_pid": os.getpid(),
             "status_fd": status_fd,
         }

@@ -28,6 +28,8 @@ class Generation:
         weight: Percent of the endpoint's unversioned requests, 0 to 100.
         state: staged | live | draining.
         device: What the agent's slot must say it is; part of every answer.
+        variant: Digest of the variant that is loaded in place of the bundle's ONNX graph; empty without one.
+        variant_path: The variant's folder on the serve site.
     """
 
     generation: int
@@ -37,6 +39,13 @@ class Generation:
     weight: int
     state: str
     device: str
+    variant: str = ""
+    variant_path: str = ""
+
+    @property
+    def build(self) -> tuple[str, str]:
+        """What a replica of this generation has loaded: bundle and variant."""
+        return self.bundle, self.variant
 
     def to_json(self) -> dict[str, object]:
         """Return the stored form."""
@@ -109,26 +118,27 @@ class RoutingTable:
         return new
 
     def placements(self, pool: str) -> Iterator[tuple[Endpoint, Generation]]:
-        """Yield what the agents of `pool` must run: one item per (endpoint, bundle)."""
+        """Yield what the agents of `pool` must run: one item per (endpoint, bundle, variant)."""
         for endpoint in self.endpoints.values():
             if endpoint.pool == pool:
-                bundles = {g.bundle: g for g in endpoint.generations}
-                yield from ((endpoint, g) for g in bundles.values())
+                builds = {g.build: g for g in endpoint.generations}
+                yield from ((endpoint, g) for g in builds.values())
 
 
 EMPTY: Final = RoutingTable(0)
-_GENERATION: Final = ("generation", "bundle", "path", "runtime", "weight", "state", "device")
+_GENERATION: Final = ("generation", "bundle", "path", "runtime", "weight", "state", "device", "variant", "variant_path")
+_OPTIONAL: Final = ("variant", "variant_path")
 
 
 def _wrong(message: str, place: str) -> ServingError:
     return ServingError(f"routing table: {message}", place=place, hint="send a whole, valid table")
 
 
-def _object(value: object, place: str, keys: Sequence[str]) -> Mapping[str, object]:
+def _object(value: object, place: str, keys: Sequence[str], optional: Sequence[str] = ()) -> Mapping[str, object]:
     if not isinstance(value, Mapping):
         raise _wrong("must be an object", place)
     body = cast("Mapping[str, object]", value)
-    if set(body) != set(keys):
+    if set(body) | set(optional) != set(keys):
         raise _wrong(f"has keys {sorted(body)}, needs {sorted(keys)}", place)
     return body
 
@@ -165,15 +175,15 @@ def _endpoint(name: str, value: object) -> Endpoint:
 
 
 def _check_bundles(generations: Sequence[Generation], name: str) -> None:
-    seen: dict[str, tuple[str, str, str]] = {}
+    seen: dict[tuple[str, str], tuple[str, ...]] = {}
     for g in generations:
-        how = (g.path, g.runtime, g.device)
-        if seen.setdefault(g.bundle, how) != how:
+        how = (g.path, g.runtime, g.device, g.variant_path)
+        if seen.setdefault(g.build, how) != how:
             raise _wrong(f"bundle {g.bundle} appears with two paths, runtimes or devices", f"endpoints.{name}")
 
 
 def _generation(value: object, place: str) -> Generation:
-    body = _object(value, place, _GENERATION)
+    body = _object(value, place, _GENERATION, _OPTIONAL)
     bundle, path = _text(body["bundle"], f"{place}.bundle"), _text(body["path"], f"{place}.path")
     state = _text(body["state"], f"{place}.state")
     weight = _int(body["weight"], f"{place}.weight", 0, 100)
@@ -185,7 +195,18 @@ def _generation(value: object, place: str) -> Generation:
         raise _wrong(f"state {state!r} with weight {weight}: states are {STATES}, draining has weight 0", place)
     number = _int(body["generation"], f"{place}.generation", 1, 2**31 - 1)
     runtime, device = _text(body["runtime"], f"{place}.runtime"), _text(body["device"], f"{place}.device")
-    return Generation(number, bundle, path, runtime, weight, state, device)
+    variant, folder = _variant(body, place)
+    return Generation(number, bundle, path, runtime, weight, state, device, variant, folder)
+
+
+def _variant(body: Mapping[str, object], place: str) -> tuple[str, str]:
+    digest, path = body.get("variant", ""), body.get("variant_path", "")
+    if digest == "" and path == "":
+        return "", ""
+    digest, folder = _text(digest, f"{place}.variant"), _text(path, f"{place}.variant_path")
+    if not is_digest(digest) or not PurePosixPath(folder).is_absolute():
+        raise _wrong(f"variant {digest[:80]!r} at {folder!r}: needs a digest and an absolute path", place)
+    return digest, folder
 
 
 class Splitter:

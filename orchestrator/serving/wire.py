@@ -27,6 +27,7 @@ class ReplicaHello:
     runtime: str
     device: str
     signature: Signature
+    variant: str = ""
 
     def to_json(self) -> dict[str, object]:
         """Return the head of its hello frame."""
@@ -38,6 +39,7 @@ class ReplicaHello:
             "bundle": self.bundle,
             "runtime": self.runtime,
             "device": self.device,
+            "variant": self.variant,
             "max_batch": self.signature.max_batch,
             "inputs": [spec.to_json() for spec in self.signature.inputs],
             "outputs": [spec.to_json() for spec in self.signature.outputs],
@@ -68,6 +70,13 @@ class Placement:
     path: str
     runtime: str
     device: str
+    variant: str = ""
+    variant_path: str = ""
+
+    @property
+    def build(self) -> tuple[str, str]:
+        """What its replica loads: bundle and variant."""
+        return self.bundle, self.variant
 
     def to_json(self) -> dict[str, object]:
         """Return its form in a placements frame."""
@@ -85,6 +94,7 @@ class ReplicaReport:
     pid: int
     error: str
     log_tail: str
+    variant: str = ""
 
     def to_json(self) -> dict[str, object]:
         """Return its form in a report frame and in the router's status."""
@@ -100,8 +110,8 @@ class Statuses:
     credit: int
 
 
-_PLACEMENT: Final = ("endpoint", "bundle", "path", "runtime", "device")
-_REPORT: Final = ("endpoint", "bundle", "state", "restarts", "pid", "error", "log_tail")
+_PLACEMENT: Final = ("endpoint", "bundle", "path", "runtime", "device", "variant", "variant_path")
+_REPORT: Final = ("endpoint", "bundle", "state", "restarts", "pid", "error", "log_tail", "variant")
 
 
 def read_hello(frame: Frame) -> ReplicaHello | AgentHello:
@@ -123,7 +133,16 @@ def read_hello(frame: Frame) -> ReplicaHello | AgentHello:
     if max_batch > 1 and not all(spec.dims for spec in (*signature.inputs, *signature.outputs)):
         raise LinkError("max_batch > 1 needs an axis 0 on every input and output")
     names = [_text(head, name) for name in ("replica", "endpoint", "bundle", "runtime", "device")]
-    return ReplicaHello(names[0], _int(head, "pid"), names[1], names[2], names[3], names[4], signature)
+    return ReplicaHello(
+        names[0],
+        _int(head, "pid"),
+        names[1],
+        names[2],
+        names[3],
+        names[4],
+        signature,
+        _text(head, "variant", empty=True),
+    )
 
 
 def read_placements(frame: Frame) -> tuple[int, list[Placement]]:
@@ -133,7 +152,9 @@ def read_placements(frame: Frame) -> tuple[int, list[Placement]]:
         LinkError: A field is missing or of the wrong kind.
     """
     rows = _rows(frame.head, "placements")
-    return _int(frame.head, "version"), [Placement(*(_text(row, name) for name in _PLACEMENT)) for row in rows]
+    return _int(frame.head, "version"), [
+        Placement(*(_text(row, name, empty=name.startswith("variant")) for name in _PLACEMENT)) for row in rows
+    ]
 
 
 def read_report(frame: Frame) -> tuple[int, list[ReplicaReport]]:
@@ -151,6 +172,7 @@ def read_report(frame: Frame) -> tuple[int, list[ReplicaReport]]:
             _int(row, "pid"),
             _text(row, "error", empty=True),
             _text(row, "log_tail", empty=True),
+            _text(row, "variant", empty=True),
         )
         for row in _rows(frame.head, "replicas")
     ]

@@ -27,6 +27,8 @@ def row(**changes: Any) -> dict[str, Any]:
         "weight": 100,
         "state": "live",
         "device": "cpu (rehearsal)",
+        "variant": "",
+        "variant_path": "",
         **changes,
     }
 
@@ -43,6 +45,21 @@ def test_round_trip() -> None:
     assert RoutingTable.from_json(EMPTY.to_json()) == EMPTY
 
 
+def test_a_table_written_before_variants_is_read() -> None:
+    old = {key: value for key, value in row().items() if not key.startswith("variant")}
+    assert RoutingTable.from_json(table(7, old)) == RoutingTable.from_json(table(7, row()))
+
+
+def test_two_variants_of_one_bundle_are_two_placements() -> None:
+    variants = [("", ""), (OTHER, "/variants/b")]
+    rows = [
+        row(generation=n, weight=0, state="staged", variant=digest, variant_path=path)
+        for n, (digest, path) in enumerate(variants, 1)
+    ]
+    placed = list(RoutingTable.from_json(table(1, *rows)).placements("edge"))
+    assert [g.build for _, g in placed] == [(DIGEST, ""), (DIGEST, OTHER)]
+
+
 def broken() -> list[tuple[str, Any]]:
     base = table()
     cases: list[tuple[str, Any]] = [("no object", []), ("none", None), ("missing", {"version": 1})]
@@ -57,6 +74,11 @@ def broken() -> list[tuple[str, Any]]:
         {"bundle": 1},
         {"path": "rel"},
         {"path": ""},
+        {"variant": OTHER},
+        {"variant": OTHER, "variant_path": "rel"},
+        {"variant": "sha256:zz", "variant_path": "/v"},
+        {"variant": 1, "variant_path": "/v"},
+        {"variant_path": "/v"},
         {"runtime": ""},
         {"weight": 101},
         {"weight": -1},

@@ -13,7 +13,10 @@ from orchestrator.serving.tensors import Tensor, TensorSpec
 REHEARSAL: Final = "cpu (rehearsal)"
 """The only device word for a CPU in place of an NPU."""
 
-_MODULES: Final[Mapping[str, str]] = {"onnx-cpu": "orchestrator.serving.runtimes.onnx_cpu"}
+_MODULES: Final[Mapping[str, str]] = {
+    "onnx-cpu": "orchestrator.serving.runtimes.onnx_cpu",
+    "twin": "orchestrator.serving.runtimes.onnx_cpu",  # the graph that rounds as the device does: fp32 with casts
+}
 
 
 class InputRejected(OrchestratorError):
