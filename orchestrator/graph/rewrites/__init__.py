@@ -7,8 +7,10 @@ after. What they work around is named in `ascend/quirks.py`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final
 
+from orchestrator.ascend.quirks import QUIRKS
 from orchestrator.ascend.toolchains import toolchain_called
 from orchestrator.graph.rewrites.activations import (
     decompose_cast_like,
@@ -18,6 +20,7 @@ from orchestrator.graph.rewrites.activations import (
     decompose_swish,
 )
 from orchestrator.graph.rewrites.base import TOOLCHAINS, Changes, Context, Problem, Rewrite, lacking, schema
+from orchestrator.graph.rewrites.composites import COMPOSITES, decompose_composites
 from orchestrator.graph.rewrites.convolutions import conv1d_to_2d, split_large_kernel
 from orchestrator.graph.rewrites.fold import fold_constants
 from orchestrator.graph.rewrites.narrow import narrow_float64, narrow_int64
@@ -58,6 +61,8 @@ _IN_ORDER: Final = (
             decompose_rms_normalization, frozenset({"RMSNormalization"})),
     Rewrite("decompose_reduce_norms", "tolerance", "ReduceL1 and ReduceL2 out of ReduceSum", True, TOOLCHAINS,
             decompose_reduce_norms, frozenset({"ReduceL1", "ReduceL2"})),
+    Rewrite("decompose_composites", "tolerance", "small operators without a parser out of ones with", True, TOOLCHAINS,
+            decompose_composites, COMPOSITES),
     Rewrite("decompose_trilu", "exact", "Trilu as Where with a mask", True, TOOLCHAINS, decompose_trilu,
             frozenset({"Trilu"})),
     Rewrite("decompose_einsum", "tolerance", "Einsum of two operands as MatMul", True, TOOLCHAINS, decompose_einsum,
@@ -73,7 +78,10 @@ _IN_ORDER: Final = (
     Rewrite("lower_opset", "exact", "bring the graph down to an opset that the toolchain reads", True, None, lower_opset),
 )  # fmt: skip
 
-REWRITES: Final[Mapping[str, Rewrite]] = {rewrite.name: rewrite for rewrite in _IN_ORDER}
+REWRITES: Final[Mapping[str, Rewrite]] = {
+    rewrite.name: replace(rewrite, quirks=tuple(q.name for q in QUIRKS.values() if q.rewrite == rewrite.name))
+    for rewrite in _IN_ORDER
+}
 """Name -> rewrite, in the order in which they run."""
 
 

@@ -9,6 +9,7 @@ from typing import Final, Literal
 import onnx.defs
 import onnx_ir as ir
 
+from orchestrator.ascend.operators import atc_operator, cann_provider_takes, mindspore_lite_parses
 from orchestrator.core.errors import GateError
 
 Equivalence = Literal["exact", "tolerance", "approximate"]
@@ -16,21 +17,8 @@ Equivalence = Literal["exact", "tolerance", "approximate"]
 TOOLCHAINS: Final = frozenset({"atc", "mindspore-lite", "cann-ep"})
 """Those that compile for an Ascend SoC; `onnx` and `torch` read the graph as it is."""
 
-_LACKS: Final[Mapping[str, frozenset[str]]] = {
-    "atc": frozenset({"GroupNormalization", "CenterCropPad", "Gelu", "RMSNormalization", "Swish"}),
-    "cann-ep": frozenset(
-        {"GroupNormalization", "CenterCropPad", "Gelu", "RMSNormalization", "Swish",
-         "LayerNormalization", "Mish", "CastLike", "Einsum", "Trilu"}
-    ),
-    "mindspore-lite": frozenset(
-        {"GroupNormalization", "CenterCropPad", "Gelu", "RMSNormalization", "Swish",
-         "LayerNormalization", "Mish", "CastLike", "HardSwish"}
-    ),
-}  # fmt: skip
-"""Operators that we know how to replace and that the toolchain lacks or gets wrong, whatever the opset."""
-
-_LACKS_FROM: Final[Mapping[tuple[str, str], int]] = {("atc", "ReduceL1"): 18, ("atc", "ReduceL2"): 18}
-"""Operators whose parser ends before the toolchain's last opset."""
+_WRONG: Final = frozenset({("mindspore-lite", "LayerNormalization")})
+"""Parsed, but not computed as ONNX says: quirk mindspore-lite-layernorm-epsilon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +67,7 @@ class Rewrite:
         toolchains: Those it is for; None is all.
         apply: Changes the model in place.
         removes: Operators of `ai.onnx` that are gone afterwards.
+        quirks: Names in `ascend/quirks.py` of what it works around.
     """
 
     name: str
@@ -88,6 +77,7 @@ class Rewrite:
     toolchains: frozenset[str] | None
     apply: Callable[[ir.Model, Context], Changes]
     removes: frozenset[str] = frozenset()
+    quirks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +99,15 @@ class CannotRewrite(Exception):
 
 
 def lacking(op_type: str, opset: int, toolchain: str) -> bool:
-    """Whether the toolchain cannot read such a node of `ai.onnx` as it stands."""
-    if op_type in _LACKS.get(toolchain, frozenset()) or opset >= _LACKS_FROM.get((toolchain, op_type), 10**6):
+    """Whether the toolchain cannot read such a node of `ai.onnx` as it stands, or computes something else."""
+    if schema(op_type, opset) is None or (toolchain, op_type) in _WRONG:
         return True
-    return schema(op_type, opset) is None
+    if toolchain == "atc":
+        found = atc_operator(op_type)
+        return found is None or opset not in found.opsets
+    if toolchain == "mindspore-lite":
+        return not mindspore_lite_parses(op_type)
+    return toolchain == "cann-ep" and not cann_provider_takes(op_type)
 
 
 def schema(op_type: str, opset: int) -> onnx.defs.OpSchema | None:

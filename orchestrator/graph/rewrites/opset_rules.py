@@ -23,6 +23,7 @@ from orchestrator.graph.rewrites.build import (
     needed,
     rank_of,
 )
+from orchestrator.graph.rewrites.composites import or_equal
 from orchestrator.graph.rewrites.opset_layout import batch_first
 from orchestrator.graph.rewrites.opset_resize import resize_13, resize_18
 
@@ -94,8 +95,9 @@ def _split_13(b: Builder, node: ir.Node) -> bool:
 def _reshape_14(b: Builder, node: ir.Node) -> bool:
     """With `allowzero` a 0 is a size of 0; without, it copies the input's: they differ only for empty tensors."""
     del b
-    if not node.attributes.pop("allowzero", None):
-        return False
+    found = node.attributes.pop("allowzero", None)
+    if found is None or found.as_int() == 0:
+        return found is not None
     shape = constant_of(argument(node, 1))
     if shape is not None and not np.all(shape):
         raise CannotRewrite("its constant shape holds a 0 that means an empty tensor")
@@ -222,14 +224,6 @@ def _softmax_13(b: Builder, node: ir.Node) -> bool:
     return True
 
 
-def _or_equal_12(b: Builder, node: ir.Node) -> bool:
-    """Strictly, or equal: Not(Less) would say yes to NaN."""
-    pair, out = [needed(node, 0), needed(node, 1)], node.outputs[0]
-    strict = b.op(node.op_type.removesuffix("OrEqual"), pair, "strict", like=out)
-    b.replace(b.op("Or", [strict, b.op("Equal", pair, "equal", like=out)], "or", like=out))
-    return True
-
-
 def _dropout_12(b: Builder, node: ir.Node) -> bool:
     del b
     training = constant_of(argument(node, 2))
@@ -313,8 +307,8 @@ RULES: Final[Mapping[str, tuple[tuple[int, Rule], ...]]] = {
     "Softmax": ((13, _softmax_13),),
     "LogSoftmax": ((13, _softmax_13),),
     "Hardmax": ((13, _softmax_13),),
-    "GreaterOrEqual": ((12, _or_equal_12),),
-    "LessOrEqual": ((12, _or_equal_12),),
+    "GreaterOrEqual": ((12, or_equal),),
+    "LessOrEqual": ((12, or_equal),),
     "Dropout": ((12, _dropout_12),),
     "Pow": ((12, _pow_12),),
     "Constant": ((12, _constant_12),),

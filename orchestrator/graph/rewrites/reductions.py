@@ -71,7 +71,10 @@ def _computed_mask(b: Builder, x: ir.Value, k: int, *, upper: bool) -> ir.Value:
 
 @each("Einsum")
 def decompose_einsum(b: Builder, node: ir.Node) -> None:
-    """Einsum (opset 12) of two operands with at most one free index on each side and one summed: a MatMul."""
+    """Einsum (opset 12) of two operands, with at most one free index on each side and one summed: a MatMul.
+
+    Without common indices that stay, the left side may have more free ones: they are MatMul's batch.
+    """
     left, right, out = _terms(node)
     if len(set(left)) != len(left) or len(set(right)) != len(right) or not set(out) <= set(left + right):
         raise CannotRewrite("an index is repeated")
@@ -80,15 +83,16 @@ def decompose_einsum(b: Builder, node: ir.Node) -> None:
     free = [[c for c in term if c not in other] for term, other in ((left, right), (right, left))]
     if any(c not in out for side in free for c in side):
         raise CannotRewrite("an index is summed on one side only")
-    if len(summed) > 1 or len(free[0]) > 1 or len(free[1]) > 1:
+    if len(summed) > 1 or len(free[1]) > 1 or (batch and len(free[0]) > 1):
         raise CannotRewrite("more than one free or summed index")
-    x = _arranged(b, needed(node, 0), left, batch, (free[0], summed), "left")
+    lead = batch or free[0][:-1]
+    x = _arranged(b, needed(node, 0), left, lead, (free[0][-1:], summed), "left")
     y = _arranged(b, needed(node, 1), right, batch, (summed, free[1]), "right")
-    product = b.op("MatMul", [x, y], "matmul", dtype=x.dtype, shape=[None] * (len(batch) + 2))
-    absent = [len(batch) + side for side in (0, 1) if not free[side]]
+    product = b.op("MatMul", [x, y], "matmul", dtype=x.dtype, shape=[None] * (len(lead) + 2))
+    absent = [len(lead) + side for side in (0, 1) if not free[side]]
     if absent:
         product = b.squeeze(product, absent, "squeeze")
-    order = batch + free[0] + free[1]
+    order = lead + free[0][-1:] + free[1]
     if order != list(out):
         product = b.op("Transpose", [product], "transpose", like=node.outputs[0], perm=[order.index(c) for c in out])
     b.replace(product)
