@@ -196,5 +196,6 @@ class CompileOptions(Model):
         return self
 
     def given(self) -> dict[str, object]:
-        """Return the options that were set, by name."""
-        return {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
+        """Return the options that differ from their defaults, by name."""
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: value for name, value in values.items() if value not in (None, (), {})}
