@@ -128,9 +128,9 @@ class Policy:
         for name in names:
             if name in self.edits:
                 return self.edits[name]
-        rows = self._kernels(op_type, domain)
-        if rows:
-            return rows[0].mixed
+        row = self._kernel(op_type, domain)
+        if row is not None:
+            return row.mixed
         return "white" if op_type in CUBE_OPERATORS and domain in {"", "ai.onnx"} else "grey"
 
     def accumulates(self, op_type: str) -> Accumulate:
@@ -158,16 +158,18 @@ class Policy:
         return self._takes(op_type, domain, "float16" if self.low == "fp16" else "bfloat16")
 
     def _takes(self, op_type: str, domain: str, dtype: str) -> bool:
-        """Tell whether some kernel reads `dtype` at its first float input; true where the tables do not tell."""
-        told = [_first_floats(row) for row in self._kernels(op_type, domain)]
-        return not told or any(dtypes is None or dtype in dtypes for dtypes in told)
+        """Tell whether the kernel reads `dtype` at its first float input; true where the tables do not tell."""
+        row = self._kernel(op_type, domain)
+        dtypes = None if row is None else _first_floats(row)
+        return dtypes is None or dtype in dtypes
 
-    def _kernels(self, op_type: str, domain: str) -> list[Kernel]:
+    def _kernel(self, op_type: str, domain: str) -> Kernel | None:
+        """Return the kernel of the main Ascend-IR operator that computes it; the others are for other ranks."""
         family = self._family()
         if family is None:
-            return []
+            return None
         found = (kernel(name, family) for name in _ir_types(op_type, domain))
-        return [row for row in found if row is not None]
+        return next((row for row in found if row is not None), None)
 
     def _family(self) -> str | None:
         return find_soc(self.soc).family if self.soc else None

@@ -41,9 +41,10 @@ def round_nodes(source: str, target: str, fmt: Low, *, saturating: bool, prefix:
     low = TensorProto.FLOAT16 if fmt == "fp16" else TensorProto.BFLOAT16
     made = Sketch(prefix)
     if saturating:
-        zero = made.add("Constant", [], "zero", value_float=0.0)
-        least = made.add("Constant", [], "least", value_float=-LARGEST[fmt])
-        most = made.add("Constant", [], "most", value_float=LARGEST[fmt])
+        zero, least, most = (
+            made.number(value, part)
+            for part, value in (("zero", 0.0), ("least", -LARGEST[fmt]), ("most", LARGEST[fmt]))
+        )
         number = made.add("Where", [made.add("IsNaN", [source], "isnan"), zero, source], "number")
         source = made.add("Clip", [number, least, most], "clip")
     made.add("Cast", [made.add("Cast", [source], "down", to=low)], "up", output=target, to=TensorProto.FLOAT)

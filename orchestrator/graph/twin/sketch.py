@@ -24,6 +24,11 @@ class Sketch:
         self.nodes.append(_helper.make_node(kind, list(inputs), [output or name], name=name, **attributes))
         return output or name
 
+    def number(self, value: float, part: str) -> str:
+        """Add an fp32 scalar constant; as a tensor, which every opset has."""
+        tensor = _helper.make_tensor(f"{self.prefix}/{part}", TensorProto.FLOAT, [], [value])
+        return self.add("Constant", [], part, value=tensor)
+
     def ints(self, values: Sequence[int], part: str) -> str:
         """Add a constant vector of int64."""
         tensor = _helper.make_tensor(f"{self.prefix}/{part}", TensorProto.INT64, [len(values)], list(values))

@@ -14,6 +14,9 @@ from orchestrator.ascend.precision import Low
 from orchestrator.core.errors import GateError
 from orchestrator.graph.twin.rounding import round_weight
 
+_INLINE_BYTES: Final = 1024
+"""Up to here data come into the model itself: runtimes do not read shapes and axes from external files."""
+
 _ALIGNMENT: Final = 4096  # so that runtimes can map each tensor
 _CHUNK_ITEMS: Final = 1 << 22
 _numpy_helper = cast("Any", numpy_helper)  # partly untyped
@@ -61,28 +64,44 @@ class FileToFile(InMemory):
 
     def as_is(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
         """Return the tensor, its external data copied to the twin's file."""
+        tensor = self._inlined(tensor)
         if tensor.data_location != TensorProto.EXTERNAL:
             return tensor
         return self._copy(tensor, tensor.name, rounding=False)
 
     def rounded(self, tensor: onnx.TensorProto, name: str) -> onnx.TensorProto | None:
         """Return the tensor rounded, in the twin's file where its data are external."""
+        tensor = self._inlined(tensor)
         if tensor.data_location != TensorProto.EXTERNAL:
             return super().rounded(tensor, name)
         return self._copy(tensor, name, rounding=True)
 
-    def _copy(self, tensor: onnx.TensorProto, name: str, *, rounding: bool) -> onnx.TensorProto:
+    def _inlined(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
+        """Return small external tensors with their data, others as they are."""
+        if tensor.data_location != TensorProto.EXTERNAL:
+            return tensor
+        path, offset, size_bytes = self._span(tensor)
+        if size_bytes > _INLINE_BYTES:
+            return tensor
+        with path.open("rb") as source:
+            source.seek(offset)
+            data = source.read(size_bytes)
+        return onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, raw_data=data)
+
+    def _span(self, tensor: onnx.TensorProto) -> tuple[Path, int, int]:
+        """Return the file, the offset and the number of bytes of an external tensor."""
         fields = {entry.key: entry.value for entry in tensor.external_data}
-        offset = int(fields.get("offset", 0))
+        path, offset = self._folder / fields["location"], int(fields.get("offset", 0))
+        return path, offset, int(fields["length"]) if "length" in fields else path.stat().st_size - offset
+
+    def _copy(self, tensor: onnx.TensorProto, name: str, *, rounding: bool) -> onnx.TensorProto:
+        path, offset, size_bytes = self._span(tensor)
         start = math.ceil(self._out.tell() / _ALIGNMENT) * _ALIGNMENT
         self._out.write(b"\0" * (start - self._out.tell()))
-        with (self._folder / fields["location"]).open("rb") as source:
-            size_bytes = int(fields["length"]) if "length" in fields else source.seek(0, 2) - offset
+        with path.open("rb") as source:
             source.seek(offset)
             self._stream(source, size_bytes, rounding=rounding)
-        made = onnx.TensorProto()
-        made.name, made.data_type = name, tensor.data_type
-        made.dims.extend(tensor.dims)
+        made = onnx.TensorProto(name=name, data_type=tensor.data_type, dims=tensor.dims)
         made.data_location = TensorProto.EXTERNAL
         for key, value in (("location", self._name), ("offset", start), ("length", size_bytes)):
             entry = made.external_data.add()
