@@ -6,16 +6,14 @@ import os
 import platform
 import shutil
 import sys
-from dataclasses import asdict, dataclass
 from importlib import metadata, util
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final
 
+from orchestrator.app.doctor_finding import Finding, State
 from orchestrator.app.wiring import Workplace
 from orchestrator.core.errors import OrchestratorError
 from orchestrator.core.units import format_bytes
-
-State = Literal["ok", "absent", "warn", "bad"]
 
 _NEEDED: Final = {
     "ray": ("train", (2, 60)),
@@ -31,20 +29,6 @@ _NEEDED: Final = {
     "orjson": ("serve", (3, 10)),
 }
 _LOW_DISK_BYTES: Final = 2 << 30
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One check: `bad` must be mended, `warn` should be known, `absent` is fine where it is not wanted."""
-
-    name: str
-    state: State
-    found: str
-    fix: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the finding as an object."""
-        return asdict(self)
 
 
 def examine(workplace: Workplace) -> list[Finding]:
