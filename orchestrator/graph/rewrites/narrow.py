@@ -27,26 +27,37 @@ def narrow_float64(model: ir.Model, context: Context) -> Changes:
     """Compute in float32 what the graph computes in float64; its inputs and outputs keep their types."""
     del context
     changes, names = Changes(), Names(model)
-    doubles = [value for graph in graphs(model.graph) for value in _values(graph) if value.dtype == ir.DataType.DOUBLE]
+    found = [value for graph in graphs(model.graph) for value in _values(graph) if value.dtype == ir.DataType.DOUBLE]
+    outer = {id(value) for value in (*model.graph.inputs, *model.graph.outputs)}
+    edge = {id(value) for value in found if id(value) in outer and _is_parted(value)}
+    doubles = [value for value in found if id(value) not in edge]
     if not doubles:
         return changes
-    outer = {id(value) for value in (*model.graph.inputs, *model.graph.outputs)}
     for value in doubles:
         _narrow_weight(value, changes)
-    changes.nodes.extend(_narrow_attributes(model))
+    changes.nodes.extend(_narrow_attributes(model, edge))
     for value in doubles:
         producer = value.producer()
         changes.nodes.append((producer.name if producer is not None else value.name) or "")
         if id(value) not in outer:
             value.type = ir.TensorType(ir.DataType.FLOAT)
+    meant = {id(value) for value in doubles}
     for value in model.graph.inputs:
-        if value.dtype == ir.DataType.DOUBLE:
+        if id(value) in meant:
             _cast_input(model, value, ir.DataType.FLOAT, names)
     for index, value in enumerate(model.graph.outputs):
-        if value.dtype == ir.DataType.DOUBLE and value.producer() is not None:
+        if id(value) in meant and value.producer() is not None:
             _cast_output(model, index, value, names)
     changes.nodes = list(dict.fromkeys(changes.nodes))
     return changes
+
+
+def _is_parted(value: ir.Value) -> bool:
+    """Whether a Cast already parts this input or output of the graph from the rest."""
+    producer = value.producer()
+    if value.is_graph_input():
+        return bool(value.uses()) and all(use.node.op_type == "Cast" for use in value.uses())
+    return producer is not None and producer.op_type == "Cast" and value.is_graph_output() and not value.uses()
 
 
 def _values(graph: ir.Graph) -> list[ir.Value]:
@@ -66,9 +77,11 @@ def _narrow_weight(value: ir.Value, changes: Changes) -> None:
         value.const_value = ir.tensor(array.astype(np.float32), name=value.name)
 
 
-def _narrow_attributes(model: ir.Model) -> list[str]:
+def _narrow_attributes(model: ir.Model, edge: set[int]) -> list[str]:
     touched: list[str] = []
     for node in nodes(model):
+        if node.outputs and id(node.outputs[0]) in edge:
+            continue
         for name, found in list(node.attributes.items()):
             if found.type == ir.AttributeType.INT and name in _TYPE_ATTRIBUTES and found.as_int() == ir.DataType.DOUBLE:
                 node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.FLOAT))
