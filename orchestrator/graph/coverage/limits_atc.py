@@ -37,7 +37,10 @@ def repeated_name(node: Node, _: Question) -> Iterator[Finding]:
     """Node names must be unique [hicann/ge, pre_checker.cc: E13009]."""
     if node.repeated:
         yield Finding(
-            "blocked", f"another node is called {node.name!r} too", "give every node its own name: export it again"
+            "blocked",
+            f"another node is called {node.name!r} too",
+            "the rewrite name_nodes gives it a name of its own",
+            "name_nodes",
         )
 
 
