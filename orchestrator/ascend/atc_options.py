@@ -209,6 +209,17 @@ def _flag(text: str) -> bool:
     return words[text.lower()]
 
 
+def _input_file(text: str) -> Path:
+    path = Path(text).expanduser().absolute()  # ATC runs in a folder of its own
+    if not path.is_file():
+        raise ValueError("there is no such file")
+    return path
+
+
+def _folder(text: str) -> Path:
+    return Path(text).expanduser().absolute()
+
+
 def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
@@ -230,6 +241,20 @@ _PARSE: Final[dict[str, Callable[[str], object]]] = {
         ("allow_hf32", "is_weight_clip", "disable_reuse_memory", "deterministic", "virtual_type", "status_check"), _flag
     ),
     **dict.fromkeys(("jit_compile", "external_weight", "op_debug_level"), int),
+    **dict.fromkeys(
+        (
+            "modify_mixlist",
+            "keep_dtype",
+            "customize_dtypes",
+            "op_precision_mode",
+            "insert_op_conf",
+            "fusion_switch_file",
+            "compression_optimize_conf",
+            "op_name_map",
+        ),
+        _input_file,
+    ),
+    **dict.fromkeys(("op_compiler_cache_dir", "debug_dir", "mdl_bank_path", "op_bank_path"), _folder),
     "dynamic_batch_size": _numbers,
     "dynamic_image_size": _rows,
     "dynamic_dims": _rows,

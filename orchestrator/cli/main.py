@@ -26,6 +26,7 @@ VERBS: Final[dict[str, dict[str, str]]] = {
     },
     "Convert": {
         "coverage": "Say whether every node of an ONNX file runs on a SoC.",
+        "compile": "Compile an ONNX file for a SoC.",
         "recheck": "Judge stored parity measurements again, by other limits.",
     },
     "Serve": {

@@ -37,6 +37,7 @@ class CompileJob:
         model: The recipe's `model`, for torch; empty otherwise.
         recipe_dir: Folder of the user's code, for torch.
         bundle: The unpacked bundle, for torch.
+        atc: Further fields of `AtcOptions` that beat all others, from a command line.
     """
 
     target: str
@@ -54,6 +55,7 @@ class CompileJob:
     model: Mapping[str, Any] = field(default_factory=dict[str, Any])
     recipe_dir: Path | None = None
     bundle: Path | None = None
+    atc: Mapping[str, object] = field(default_factory=dict[str, object])
 
     @property
     def onnx(self) -> Path:

@@ -15,6 +15,7 @@ from orchestrator.ascend.atc_checks import check
 from orchestrator.ascend.atc_install import AtcInstall, find_atc
 from orchestrator.ascend.atc_options import V2_BY_WORD, AtcOptions, make
 from orchestrator.ascend.gears import Shapes, plan_shapes
+from orchestrator.core.errors import PlanError
 from orchestrator.core.files import private_folder
 from orchestrator.graph.canonical import SOURCE_KEY
 from orchestrator.graph.read import inspect_onnx, load_model
@@ -66,7 +67,10 @@ def call(job: CompileJob) -> tuple[AtcOptions, Shapes, tuple[str, ...]]:
         GateError: The graph is refused.
     """
     inputs = inspect_onnx(job.onnx).inputs
-    shapes = plan_shapes(inputs, job.shapes, job.options.ranges, pictures=bool(job.options.aipp))
+    if "input_shape" in job.atc:  # whoever writes it has settled every size
+        shapes = Shapes(({},))
+    else:
+        shapes = plan_shapes(inputs, job.shapes, job.options.ranges, pictures=bool(job.options.aipp))
     fields: dict[str, object] = {
         **shapes.options,
         **job.options.given(),
@@ -74,6 +78,7 @@ def call(job: CompileJob) -> tuple[AtcOptions, Shapes, tuple[str, ...]]:
         "output": job.out / "model",
         "soc_version": job.soc,
         **_precision(job),
+        **job.atc,
     }
     if job.options.op_compiler_cache_mode in {"enable", "force"}:
         fields["op_compiler_cache_dir"] = private_folder(job.cache / "kernels")
@@ -84,7 +89,9 @@ def _precision(job: CompileJob) -> dict[str, object]:
     """Return the precision mode and the files of nodes to keep; `keep_dtype` says what `customize_dtypes` would, and
     survives a fusion that drops a node.
     """
-    found: dict[str, object] = {"precision_mode_v2": V2_BY_WORD[job.precision]}
+    if job.precision not in V2_BY_WORD:
+        raise PlanError(f"ATC has no precision {job.precision!r}", hint=f"use one of {', '.join(V2_BY_WORD)}")
+    found: dict[str, object] = {} if "precision_mode" in job.atc else {"precision_mode_v2": V2_BY_WORD[job.precision]}
     if job.precision in _UNTOUCHED:
         return found
     keep, mixlist, customized = (job.keep_file(name) for name in (KEEP_DTYPE, MODIFY_MIXLIST, CUSTOMIZE_DTYPES))

@@ -1,0 +1,160 @@
+"""`orchestrate compile` on files of the user's: the exact command, the result, and whose error it is."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from support.fake_atc import FakeAtc
+
+from orchestrator.cli.main import main
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    value = helper.make_tensor_value_info
+    node = helper.make_node("Add", ["ids", "mask"], ["y"], name="add")
+    node.metadata_props.add(key="source", value="net.py:7")
+    shape = ["batch", "words"]
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [value(name, TensorProto.FLOAT, shape) for name in ("ids", "mask")],
+        [value("y", TensorProto.FLOAT, shape)],
+    )
+    path = tmp_path / "net.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def bare_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("ASCEND_TOOLKIT_HOME", "ASCEND_HOME_PATH", "ASCEND_OPP_PATH"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main(["compile", *map(str, arguments)])
+    said = capsys.readouterr()
+    return int(ended.value.code or 0), said.out, said.err
+
+
+def answer(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, dict[str, Any]]:
+    code, out, _ = call(capsys, *arguments, "--json")
+    return code, json.loads(out)
+
+
+def test_dry_run_prints_the_exact_command(
+    capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    (tmp_path / "keep.cfg").write_text("add\n")
+    more = ("--option", "oo_level=O1", "--option", "is_weight_clip=0", "--keep", tmp_path / "keep.cfg", "--dry-run")
+    code, out, err = call(
+        capsys, model, "--soc", "Ascend310P3", "--shape", "batch=1,4", "--shape", "words=16", "--out", "o", *more
+    )
+    assert code == 0
+    command = shlex.split(out)
+    assert command == [
+        "atc", "--mode=0", "--framework=5", f"--model={model}", f"--output={tmp_path}/o/model", "--soc_version=Ascend310P3",
+        "--input_shape=ids:-1,16;mask:-1,16", "--dynamic_batch_size=1,4", "--precision_mode_v2=fp16",
+        f"--keep_dtype={tmp_path}/keep.cfg", "--is_weight_clip=0", "--oo_level=O1",
+    ]  # fmt: skip
+    assert "no ATC here" in err
+    assert not (tmp_path / "o").exists()
+
+
+def test_compiles(capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path) -> None:
+    fake = FakeAtc.install(tmp_path / "cann", "ok_arch")
+    arguments = ("--soc", "Ascend310P3", "--shape", "batch=1", "--shape", "words=8,16", "--atc", fake.program)
+    code, made = answer(capsys, model, *arguments, "--option", "host_env_os=linux", "--option", "host_env_cpu=aarch64")
+    assert code == 0
+    assert [Path(f["path"]).as_posix() for f in made["files"]] == ["net.Ascend310P3.om/model.om"]
+    assert made["facts"]["host"] == "linux_aarch64"
+    assert made["gears"] == [{"words": 8}, {"words": 16}]
+    argv = fake.starts()[0]["argv"]
+    assert {"--dynamic_dims=8,8;16,16", "--input_format=ND", "--input_shape=ids:1,-1;mask:1,-1"} <= set(argv)
+    assert json.loads((tmp_path / "net.Ascend310P3.om/compile.json").read_text())["runtime"] == "om"
+    code, out, _ = call(
+        capsys, model, "--soc", "Ascend310P3", "--input-shape", "ids:1,4;mask:1,4", "--atc", fake.program
+    )
+    assert code == 0
+    assert "loads on linux_x86_64 only" in out or "loads on linux_aarch64 only" in out
+
+
+def test_a_folder_of_a_forecast(capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path) -> None:
+    fake = FakeAtc.install(tmp_path / "cann")
+    (tmp_path / "forecast").mkdir()
+    (tmp_path / "forecast/keep_dtype.cfg").write_text("add\n")
+    (tmp_path / "forecast/modify_mixlist.json").write_text('{"black-list": {"to-add": ["Add"]}}')
+    sizes = ("--shape", "batch=1", "--shape", "words=16")
+    code, _ = answer(
+        capsys,
+        model,
+        "--soc",
+        "Ascend310P3",
+        *sizes,
+        "--precision",
+        "mixed_float16",
+        "--keep",
+        "forecast",
+        "--atc",
+        fake.program,
+    )
+    assert code == 0
+    argv = " ".join(fake.starts()[0]["argv"])
+    assert "--keep_dtype=" in argv
+    assert "--modify_mixlist=" in argv
+
+
+SIZES = ("--shape", "batch=1", "--shape", "words=16")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("--soc", "Ascend310P4", *SIZES), 2, "unknown SoC"),
+        (("--soc", "Ascend310P3"), 2, "'batch' varies"),
+        (("--soc", "Ascend310P3", *SIZES, "--option", "banana=1"), 2, "no option 'banana'"),
+        (("--soc", "Ascend310P3", *SIZES, "--option", "oo_level=O9"), 2, "oo_level"),
+        (("--soc", "Ascend310P3", *SIZES, "--option", "keep_dtype=absent"), 2, "no such file"),
+        (("--soc", "Ascend310P3", *SIZES, "--option", "oo_level"), 2, "NAME=VALUE"),
+        (("--soc", "Ascend310P3", *SIZES, "--precision", "fp8"), 2, "no precision"),
+        (("--soc", "Ascend310P3", *SIZES, "--format", "exe"), 2, "no format"),
+        (("--soc", "Ascend310P3", *SIZES, "--timeout", "soon"), 2, "not a duration"),
+        (("--soc", "Ascend310P3", *SIZES, "--format", "mindir", "--option", "oo_level=O1"), 2, "options of ATC"),
+        (("--soc", "Ascend910B4", *SIZES, "--option", "status_check=1"), 2, "status_check does not exist"),
+        (("--soc", "Ascend310P3", *SIZES, "--keep", "absent"), 2, "no file 'absent'"),
+        (("--soc", "Ascend310P3", *SIZES), 3, "no ATC on this site"),
+        (("--soc", "Ascend310P3", *SIZES, "--format", "onnx"), 3, "onnxruntime-cann"),
+        (("--soc", "Ascend310P3", *SIZES, "--format", "mindir", "--dry-run"), 2, "no command of its own"),
+    ],
+)
+def test_refusals(
+    capsys: pytest.CaptureFixture[str],
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    code: int,
+    says: str,
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    found, error = answer(capsys, model, *arguments)
+    assert (found, says in error["message"]) == (code, True), error
+    assert error["hint"] or error["place"]
+
+
+def test_a_refused_graph_names_node_and_line(capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path) -> None:
+    fake = FakeAtc.install(tmp_path / "cann", "E13010")
+    code, error = answer(capsys, model, "--soc", "Ascend310P3", *SIZES, "--atc", fake.program)
+    assert fake.faults() == ["E13010"]
+    assert (code, error["error"]) == (1, "GateError")
+    assert error["details"]["nodes"][0]["node"] == "block/gelu"
