@@ -1,8 +1,10 @@
 """What each precision mode of the Ascend toolchains does to an operator's float tensors, per SoC.
 
 A policy answers three questions about an operator: in which format it reads, in which it writes, and whether it could
-stay in fp32 on this SoC. Modes are named as in `--precision_mode_v2`; the older names are taken too. What no published
-source settles is an assumption: each is a sentence in `Policy.assumptions`, which travels with everything derived.
+stay in fp32 on this SoC. Modes are named as in `--precision_mode_v2`; the older names are taken too. How an operator on
+the grey list, a Cast and a kept operator choose is what the graph engine does (github:hicann/ge @ffdcbc9f, selection of
+dtypes in the nn engine). What no published source settles is an assumption: each is a sentence in `Policy.assumptions`,
+which travels with everything derived.
 """
 
 from __future__ import annotations
@@ -65,8 +67,8 @@ class Rounding:
     Attributes:
         inputs: Format that it reads in; `keep` reads what is there.
         output: Format that it writes in.
-        follows: Whether the formats are those of whatever produces its inputs (grey list); `inputs` and `output` are
-            then what it takes where a producer is in the low format.
+        follows: Whether it goes by its first float input that is no constant (grey list): `inputs` and `output` are what
+            it takes where that was computed in the low format, otherwise it stays in fp32.
         wide_inputs: Positions of float inputs that are read unrounded in any mode.
     """
 
@@ -103,7 +105,7 @@ class Policy:
         wide = _CONTROL_INPUTS.get(op_type, frozenset[int]()) if domain in {"", "ai.onnx"} else frozenset[int]()
         low = Rounding(self.low, self.low, wide_inputs=wide)
         keep = Rounding("keep", "keep", wide_inputs=wide)
-        if self.name in {"fp32", "origin"}:
+        if self.name in {"fp32", "origin"} or op_type == "Cast":  # a Cast keeps the dtypes that it names in every mode
             return keep
         if self.name in {"fp16", "bf16"}:
             return low if self._takes_low(op_type, domain) else keep
@@ -239,7 +241,6 @@ def _assumptions(mode: str, chip: Soc | None, accumulate: Accumulate) -> tuple[s
         return ()
     found = [*_ASSUMED, f"vector reductions sum in {accumulate}; the matrix unit sums in fp32"]
     if mode.startswith("mixed_"):
-        found.append("an operator on the grey list runs in 16 bits when one of its inputs was computed in 16 bits")
         found.append("the list of an operator is that of the Ascend-IR operator which ATC's parser names")
     if mode == "origin":
         found.append(

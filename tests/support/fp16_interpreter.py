@@ -63,8 +63,8 @@ class Interpreter:
     def _node(self, node: Any, read: list[Value | None], attributes: dict[str, Any]) -> list[Value]:
         rule = self.policy.of(node.op_type, node.domain)
         low_in, low_out = rule.inputs != "keep", rule.output != "keep"
-        floats = [value for value in read if value is not None and value.array.dtype == np.float32]
-        if node.name in self.keep or (rule.follows and not any(value.computed_low for value in floats)):
+        lead = [v.computed_low for v in read if v is not None and v.array.dtype == np.float32 and not v.weight]
+        if node.name in self.keep or (rule.follows and not (lead and lead[0])):
             low_in = low_out = False
         arrays = [
             None if value is None else self._read(value, low=low_in and index not in rule.wide_inputs)

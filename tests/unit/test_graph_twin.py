@@ -338,3 +338,19 @@ def test_refusals() -> None:
     old.opset_import[0].version = 9
     with pytest.raises(GateError, match="opset 11"):
         emulate(old, plan)
+
+
+def test_the_grey_list_goes_by_the_first_input_that_is_no_constant() -> None:
+    s = Sketch()
+    x = s.input("x", ["N", 8])
+    low = s.op("MatMul", x, s.random(8, 8), name="white")
+    wide = s.op("Exp", x, name="grey_after_input")
+    s.op("Add", low, wide, name="low_first", out="a")
+    s.op("Add", wide, low, name="wide_first", out="b")
+    s.op("Mul", s.weight(2.0), low, name="constant_first", out="c")
+    s.op("Mul", s.op("Cast", low, to=TensorProto.FLOAT, name="cast"), s.weight(2.0), name="after_cast", out="d")
+    for name in "abcd":
+        s.output(name, ["N", 8])
+    nodes = plan_edges(s.model(), policy("Ascend910B4", "mixed_float16")).nodes.values()
+    low_ones = {use.name for use in nodes if use.rounding.output == "fp16"}
+    assert low_ones == {"white", "low_first", "constant_first"}

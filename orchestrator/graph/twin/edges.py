@@ -181,7 +181,8 @@ class _Analysis:
         found = self.policy.of(node.op_type, node.domain)
         if kept:
             return Rounding("keep", "keep", wide_inputs=found.wide_inputs)
-        if found.follows and not any(wire.in_low for wire in floats):
+        first = next((wire for wire in floats if wire.kind != "weight"), None)
+        if found.follows and not (first is not None and first.in_low):
             return Rounding("keep", "keep", wide_inputs=found.wide_inputs)
         return Rounding(found.inputs, found.output, wide_inputs=found.wide_inputs)
 
