@@ -77,7 +77,7 @@ KINDS: Final[dict[str, Kind]] = {
     ),
     "compile": Kind(
         "orchestrator.steps.compile",
-        ("variant",),
+        ("variant", "rehearsal"),
         packages=("onnx", "numpy"),
         judged=("timeout_s",),
         about="compile for the target; where there is no compiler the twin stands in, and says so",

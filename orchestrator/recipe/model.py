@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from orchestrator.recipe.compile_options import CompileOptions
 from orchestrator.recipe.fields import (
     Command,
     DigestText,
@@ -227,6 +228,7 @@ class Target(Model):
     shapes: dict[Word, Sizes] = Field(
         {}, description="Named size -> the values to compile for, e.g. batch: [1, 4, 16]."
     )
+    compile: CompileOptions = Field(CompileOptions(), description="Options of the compiler.")  # pyright: ignore[reportCallIssue]
     parity: Parity = Field(Parity(), description="Limits on the numeric difference.")  # pyright: ignore[reportCallIssue]
 
     @model_validator(mode="after")

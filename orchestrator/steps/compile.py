@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final, Protocol, cast
 
 from orchestrator.ascend.toolchains import Target, toolchain
@@ -51,6 +54,7 @@ def run(ctx: StepContext) -> StepResult:
     key = toolchain(Target(str(target["name"]), str(target["format"]), target.get("soc"))).key
     outcome = compiler(key)(job)
     variant = write_variant(_variant(ctx, target, job, outcome))
+    rehearsal = _rehearsal(ctx, variant, job)
     if isinstance(outcome, Skipped):
         ctx.events.message(f"SKIPPED: {outcome.reason}; {variant.runtime} stands in as a rehearsal")
     for warning in variant.facts.get("warnings", ()):
@@ -62,7 +66,8 @@ def run(ctx: StepContext) -> StepResult:
         "variant": variant.digest, "bundle": variant.bundle, "runtime": variant.runtime, "compiled": variant.compiled,
         "rehearsal": variant.rehearsal, "skipped": variant.skipped, "toolchain": dict(variant.toolchain),
     }  # fmt: skip
-    return StepResult({"variant": Output(job.out, VARIANT)}, metrics, facts)
+    outputs = {"variant": Output(job.out, VARIANT), "rehearsal": Output(rehearsal, VARIANT)}
+    return StepResult(outputs, metrics, facts)
 
 
 def _job(ctx: StepContext, target: Mapping[str, Any]) -> CompileJob:
@@ -99,6 +104,27 @@ def _variant(ctx: StepContext, target: Mapping[str, Any], job: CompileJob, outco
         inputs=[spec.to_json() for spec in info.inputs], outputs=[spec.to_json() for spec in info.outputs],
         gears=outcome.gears, facts=outcome.facts,
     )  # fmt: skip
+
+
+def _rehearsal(ctx: StepContext, variant: Variant, job: CompileJob) -> Path:
+    """Return the folder of what a pool without the device serves: this very variant, or the twin beside a compiled one."""
+    folder = ctx.out / "rehearsal"
+    if variant.rehearsal:
+        shutil.copytree(variant.folder, folder)
+        return folder
+    folder.mkdir()
+    beside = replace(job, out=folder)
+    stand_in = replace(
+        variant,
+        folder=folder,
+        runtime=_stand_in(ctx, beside),
+        rehearsal=True,
+        compiled=False,
+        skipped="compiled for the device; this is its rehearsal",
+        facts={},
+    )
+    write_variant(stand_in)
+    return folder
 
 
 def _stand_in(ctx: StepContext, job: CompileJob) -> Runtime:
