@@ -37,7 +37,7 @@ class Limits:
     memory_size_bytes: int = 2**30
     cpu_s: int = 60
     wall_s: float = 120.0
-    reply_size_bytes: int = 2**29
+    reply_size_bytes: int = 2**28
 
     def to_text(self) -> str:
         """Return the limits as JSON, for the command line of the checking process."""

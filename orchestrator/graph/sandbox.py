@@ -62,6 +62,8 @@ def check_in_child(path: Path, limits: Limits) -> Answer:
 def _run(path: Path, limits: Limits, folder: Path, reply: IO[bytes], words: IO[bytes]) -> int:
     command = [sys.executable, "-I", "-c", _CODE, _ROOT, str(path.absolute()), limits.to_text(), str(os.getpid())]
     environment = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONMALLOC": "malloc", "LC_ALL": "C.UTF-8"}
+    if "LD_LIBRARY_PATH" in os.environ:  # some interpreters need it to start
+        environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
     try:
         child = subprocess.run(
             command,

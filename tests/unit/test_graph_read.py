@@ -12,10 +12,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from orchestrator.core.errors import GateError, IntegrityError, UserCodeError
+from orchestrator.graph.limits import Limits
 from orchestrator.graph.read import inspect_onnx, model_file, write_onnx_json
 from orchestrator.graph.run_onnx import OnnxModel
 from orchestrator.graph.spec import TensorSpec
-from orchestrator.graph.limits import Limits
 
 
 def make_model(*, opset: int = 17, batch: int | str = "n") -> onnx.ModelProto:
