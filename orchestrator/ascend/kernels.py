@@ -86,7 +86,7 @@ def cube_dtypes(soc_family: str) -> frozenset[str] | None:
 
 
 def make_kernel(ir_type: str, family: str, inputs: Sequence[Any], mixed: Mixed, *, dynamic: bool) -> Kernel:
-    """Return a kernel whose unstated dtypes are those of the matrix unit, where that computes it.
+    """Return a kernel; dtypes left unstated are those of the matrix unit, or those that its program checks for.
 
     Args:
         ir_type: Ascend-IR operator.
@@ -96,11 +96,20 @@ def make_kernel(ir_type: str, family: str, inputs: Sequence[Any], mixed: Mixed, 
         dynamic: Whether it takes unknown shapes.
     """
     cube = ir_type in _raw()["cube"]["operators"]
+    unstated = cube_dtypes(family) if cube else _checked(ir_type, family)
+    filled = 2 if cube or ir_type in _raw()["checked"]["pairs"] else 1
     rows = [None if row == "any" else frozenset(row) for row in inputs]
-    hardware = cube_dtypes(family) if cube else None
-    if hardware is not None:
-        rows = [hardware if row is None else row for row in rows[:2]] + rows[2:]
+    rows = [unstated if row is None and number < filled else row for number, row in enumerate(rows)]
     return Kernel(ir_type, tuple(rows), mixed, dynamic, cube)
+
+
+def _checked(ir_type: str, family: str) -> frozenset[str] | None:
+    table = _raw()["checked"]
+    found = table["operators"].get(ir_type)
+    if found is None:
+        return None
+    bfloat16 = ir_type in table["bfloat16"] and "bfloat16" in (cube_dtypes(family) or ())
+    return frozenset(found) | ({"bfloat16"} if bfloat16 else set[str]())
 
 
 @cache

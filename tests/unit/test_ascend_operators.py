@@ -114,10 +114,17 @@ def test_310p_multiplies_no_fp32() -> None:
 
 
 def test_kernels_say_what_they_take() -> None:
-    add, pool = kernel("Add", "ascend310p"), kernel("MaxPoolV3", "ascend310p")
+    add, concat, pool = (kernel(name, "ascend310p") for name in ("Add", "ConcatD", "MaxPoolV3"))
     assert add is not None
+    assert concat is not None
     assert pool is not None
-    assert add.takes("float32") is None  # decided when it is compiled
+    assert concat.takes("float32") is None  # decided when it is compiled
+    assert (add.takes("float32"), add.takes("int32"), add.takes("int64"), add.takes("bfloat16")) == (
+        True,
+        True,
+        False,
+        False,
+    )
     assert pool.takes("float16") is True
     assert pool.takes("float32") is False
     gather = kernel("GatherV2", "ascend310p")

@@ -198,7 +198,10 @@ def test_wide_types(draw: Canvas) -> None:
     mod = draw([one("Mod", "x", "x")], dtype=TensorProto.INT64, shape=[4])
     assert (last(mod).verdict, last(mod).rewrite) == ("blocked", "narrow_int64")
     add = draw([one("Add", "x", "x")], dtype=TensorProto.INT64, shape=[4])
-    assert last(add).verdict == "slow"  # the AI Core kernel decides when compiled, the AI CPU takes it for sure
+    assert last(add).verdict == "slow"
+    concat = draw([one("Concat", "x", "x", axis=0)], dtype=TensorProto.INT64, shape=[4])
+    assert last(concat).verdict == "unknown"
+    assert "does not say whether ConcatD takes int64" in last(concat).reasons[0]
     double = draw([one("Relu")], dtype=TensorProto.DOUBLE, shape=[4])
     assert (last(double).verdict, last(double).rewrite) == ("blocked", "narrow_float64")
     ids = draw(

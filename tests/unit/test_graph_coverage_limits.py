@@ -135,6 +135,7 @@ def test_the_rewrites_of_limits() -> None:
         (node("Upsample", IMAGE, mode=b"cubic"), ["blocked"]),
         (node("Cast", IMAGE, outputs=(tensor(1, dtype="float64"),)), ["slow"]),
         (node("Cast", IMAGE, outputs=(tensor(1, dtype="int32"),)), []),
+        (node("Cast", IMAGE, outputs=(tensor(1, dtype="float8e5m2"),)), ["blocked"]),
         (node("LayerNormalization", IMAGE), []),
     ],
 )

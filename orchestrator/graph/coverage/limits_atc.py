@@ -26,7 +26,7 @@ _MOST_BOXES: Final = 700
 def zero_dimension(node: Node, _: Question) -> Iterator[Finding]:
     """No dimension may be 0 [general restrictions of ATC]."""
     for value in (*node.inputs, *node.outputs):
-        if value is not None and not value.constant and value.shape and 0 in value.shape:
+        if value is not None and not (value.constant or node.folded) and 0 in (value.shape or ()):
             yield Finding(
                 "blocked", f"a tensor has the shape {list(value.shape)}: ATC takes no dimension of 0", "drop it"
             )
@@ -191,16 +191,20 @@ def scatter_nd(node: Node, _: Question) -> Iterator[Finding]:
 
 
 def cast(node: Node, question: Question) -> Iterator[Finding]:
-    """What the AI Core does not write, the AI CPU does (kernel table)."""
+    """What the AI Core does not write, the AI CPU may (kernel table)."""
     target = node.outputs[0].dtype if node.outputs and node.outputs[0] else ""
     kernel = question.kernels.kernel("Cast", question.family) if question.family else None
-    if target and kernel is not None and not node.folded and kernel.takes(target) is False:
-        yield Finding(
-            "slow",
-            f"Cast to {target} runs on the AI CPU, which is slow",
-            "the rewrite narrow_float64 makes it float32" if target == "float64" else "cast to a type of the AI Core",
-            "narrow_float64" if target == "float64" else None,
-        )
+    if not target or node.folded or kernel is None or kernel.takes(target) is not False:
+        return
+    slow = any(row is None or target in row for row in question.kernels.ai_cpu("Cast") or ())
+    where = "runs on the AI CPU, which is slow" if slow else "has no kernel, nor one on the AI CPU"
+    double = target == "float64"
+    yield Finding(
+        "slow" if slow else "blocked",
+        f"Cast to {target} {where}",
+        "the rewrite narrow_float64 makes it float32" if double else "cast to a type of the AI Core",
+        "narrow_float64" if double else None,
+    )
 
 
 def upsample(node: Node, _: Question) -> Iterator[Finding]:
