@@ -58,6 +58,11 @@ _ASSUMED: Final = (
     "fp16 subnormals are kept, not flushed to zero",
     "weights beyond the format's range are clipped to it (--is_weight_clip=1, the default)",
 )
+_SUMS: Final[Mapping[Accumulate, str]] = {
+    "fp32": "vector reductions sum in fp32, as the published TBE kernel of ReduceMean does but in high-performance mode",
+    "fp16": "vector reductions hold their sum in 16 bits before they scale it, which is the worst case: the published TBE "
+    "kernel of ReduceMean scales first",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +244,7 @@ def _edits(mixlist: Mapping[str, Mapping[str, Collection[str]]]) -> dict[str, Co
 def _assumptions(mode: str, chip: Soc | None, accumulate: Accumulate) -> tuple[str, ...]:
     if mode == "fp32":
         return ()
-    found = [*_ASSUMED, f"vector reductions sum in {accumulate}; the matrix unit sums in fp32"]
+    found = [*_ASSUMED, _SUMS[accumulate]]
     if mode.startswith("mixed_"):
         found.append("the list of an operator is that of the Ascend-IR operator which ATC's parser names")
     if mode == "origin":

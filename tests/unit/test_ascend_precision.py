@@ -110,6 +110,6 @@ def test_overflow_and_assumptions() -> None:
     unknown = policy("Ascend310", "fp16")
     assert unknown.saturating
     assert any("no source tells how Ascend310 overflows" in text for text in unknown.assumptions)
-    assert any("sum in fp16" in text for text in policy("Ascend910B4", "fp16", accumulate="fp16").assumptions)
+    assert any("sum in 16 bits" in text for text in policy("Ascend910B4", "fp16", accumulate="fp16").assumptions)
     assert policy("Ascend910B4", "fp16", accumulate="fp16").accumulates("ReduceMean") == "fp16"
     assert policy("Ascend910B4", "fp16", accumulate="fp16").accumulates("MatMul") == "fp32"

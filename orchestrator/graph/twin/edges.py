@@ -36,6 +36,10 @@ __all__ = [
 
 FLOAT: Final = int(TensorProto.FLOAT)
 OLDEST_OPSET: Final = 11
+_LEFT_ALONE: Final = {
+    UNKNOWN: "its type is not known (a sequence, an optional, or an operator without a schema)",
+    int(TensorProto.DOUBLE): "float64",
+}
 CONTROL: Final = frozenset({"If", "Loop", "Scan"})
 MOVEMENT: Final = frozenset({
     "Abs", "ArgMax", "ArgMin", "Ceil", "CenterCropPad", "Clip", "Compress", "Concat", "DepthToSpace", "Dropout", "Expand",
@@ -70,7 +74,7 @@ def plan_edges(model: onnx.ModelProto, policy: Policy, keep: Collection[str] = (
     analysis = _Analysis(policy, frozenset(keep), opsets)
     analysis.graph(model.graph, "", [], ())
     analysis.check_keep()
-    return Edges(policy.low, policy.saturating, analysis.wires, analysis.nodes, analysis.parents)
+    return Edges(policy.low, policy.saturating, analysis.wires, analysis.nodes, analysis.parents, analysis.unrounded)
 
 
 def subgraph_path(node: Any, place: Place, attribute: str) -> str:
@@ -88,6 +92,7 @@ class _Analysis:
         self.wires: dict[tuple[str, str], Wire] = {}
         self.nodes: dict[Place, NodeUse] = {}
         self.parents: dict[str, Place] = {}
+        self.unrounded: dict[str, str] = {}
         self._types: dict[tuple[str, str], int] = {}
 
     def graph(
@@ -131,6 +136,8 @@ class _Analysis:
         self, scope: str, name: str, kind: int, what: Literal["node", "weight", "input", "carried"]
     ) -> Wire | None:
         self._types[scope, name] = kind
+        if kind in _LEFT_ALONE and name:
+            self.unrounded[f"{scope}:{name}" if scope else name] = _LEFT_ALONE[kind]
         if kind != FLOAT or not name:
             return None
         wire = self.wires[scope, name] = Wire(scope, name, what)

@@ -18,7 +18,7 @@ _INLINE_BYTES: Final = 1024
 """Up to here data come into the model itself: runtimes do not read shapes and axes from external files."""
 
 _ALIGNMENT: Final = 4096  # so that runtimes can map each tensor
-_CHUNK_ITEMS: Final = 1 << 22
+_CHUNK_ITEMS: Final = 1 << 20
 _numpy_helper = cast("Any", numpy_helper)  # partly untyped
 
 

@@ -107,6 +107,7 @@ class Edges:
         wires: By (path of graph, name), in the order of definition.
         nodes: By place, in the order of execution.
         parents: Path of each subgraph -> the node that holds it.
+        unrounded: Tensors that are left alone though the target may round them, each with the reason.
     """
 
     low: Low
@@ -114,6 +115,7 @@ class Edges:
     wires: Mapping[tuple[str, str], Wire]
     nodes: Mapping[Place, NodeUse]
     parents: Mapping[str, Place]
+    unrounded: Mapping[str, str]
 
     def first_use(self, wire: Wire) -> int:
         """Return the index, in the graph that defines the wire, of the first node that reads it or holds a reader."""

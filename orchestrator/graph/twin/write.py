@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -33,6 +33,7 @@ class TwinInfo:
         keep: Nodes kept in fp32.
         rounded: Tensors that are rounded somewhere, as `path of the graph:name`, the path left out for the main graph.
         kept_by_policy: Names of nodes that the mode leaves in fp32.
+        unrounded: Tensors that are left alone though the target may round them, each with the reason.
     """
 
     path: Path
@@ -40,12 +41,13 @@ class TwinInfo:
     keep: tuple[str, ...]
     rounded: tuple[str, ...]
     kept_by_policy: tuple[str, ...]
+    unrounded: Mapping[str, str]
 
     def to_json(self) -> dict[str, object]:
         """Return the note, JSON-ready."""
         return {
             "schema": 1, **self.policy.to_json(), "keep": list(self.keep), "rounded": list(self.rounded),
-            "kept_by_policy": list(self.kept_by_policy),
+            "kept_by_policy": list(self.kept_by_policy), "unrounded": dict(self.unrounded),
         }  # fmt: skip
 
 
@@ -75,7 +77,7 @@ def write_twin(source: Path, out: Path, policy: Policy, *, keep: Collection[str]
     if external.stat().st_size == 0:
         external.unlink()
     write_atomic(target, _serialised(twin))
-    info = TwinInfo(target, policy, tuple(sorted(keep)), _rounded(edges), _kept(edges))
+    info = TwinInfo(target, policy, tuple(sorted(keep)), _rounded(edges), _kept(edges), edges.unrounded)
     write_json(out / NOTE_NAME, info.to_json())
     return info
 
