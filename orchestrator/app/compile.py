@@ -19,7 +19,7 @@ from orchestrator.core.files import write_json
 from orchestrator.recipe.compile_options import CompileOptions
 from orchestrator.steps.compile import compiler
 from orchestrator.steps.compile_job import KEEP_DTYPE, MODIFY_MIXLIST, CompileJob, Skipped
-from orchestrator.steps.compile_om import call
+from orchestrator.steps.compile_om import call, weight_warnings
 
 Format = Literal["om", "mindir", "onnx"]
 _SUMMARY: Final = "compile.json"
@@ -66,7 +66,7 @@ def dry_run(request: CompileRequest) -> dict[str, Any]:
         options, shapes, _ = call(_job(request, Path(folder), request.model, lambda _elapsed, _line: None))
         named = {name: value for name, value in _kept(request).items() if getattr(options, name) is not None}
         options = options.model_copy(update={**named, "model": request.model.absolute()})
-        warnings = [item.to_json() for item in check(options)]
+        warnings = [item.text for item in check(options)] + weight_warnings(request.model, options)
     install = find_atc(request.tools.get("atc"))
     command = options.command(install.program if install is not None else Path("atc"))
     found = {"path": str(install.program), "version": install.version} if install is not None else None
@@ -103,7 +103,7 @@ def compile_file(request: CompileRequest, tell: Callable[[float, str], None]) ->
             hint="name the tool (--atc, or `tools` in the environment); --dry-run prints ATC's command",
             details={"facts": dict(outcome.facts)},
         )
-    files = sorted(path for path in request.out.rglob("*") if path.is_file() and path.parent.name != "logs")
+    files = sorted(path for path in request.out.rglob("*") if path.is_file())
     kept = [path for path in files if not path.is_relative_to(request.out / "work") and path.name != _SUMMARY]
     summary = {
         "model": str(request.model), "format": request.format, "soc": request.soc, "precision": request.precision,
@@ -130,23 +130,9 @@ def _job(request: CompileRequest, folder: Path, graph: Path, tell: Callable[[flo
     options = CompileOptions.model_validate({"timeout": request.timeout_s} if request.timeout_s is not None else {})
     return CompileJob(
         target="compile", soc=request.soc, precision=request.precision, shapes=request.shapes, options=options,
-        graph=_folder_of(graph, folder), forecast=forecast, out=request.out.absolute(), work=(request.out / "work").absolute(),
-        cache=(request.out / "cache").absolute(), tools=request.tools, tell=tell, atc=fields,
+        graph=graph.absolute(), forecast=forecast, out=request.out.absolute(), work=(request.out / "work").absolute(),
+        cache=(request.out / "work" / "cache").absolute(), tools=request.tools, tell=tell, atc=fields,
     )  # fmt: skip
-
-
-def _folder_of(model: Path, folder: Path) -> Path:
-    """Return a folder where the file is called `model.onnx`; external data beside it are linked, by name."""
-    from orchestrator.graph.read import MODEL_ONNX, inspect_onnx
-
-    if model.name == MODEL_ONNX:
-        return model.absolute().parent
-    place = folder / "graph"
-    place.mkdir()
-    shutil.copyfile(model, place / MODEL_ONNX)
-    for name in inspect_onnx(model).external_files:
-        shutil.copyfile(model.parent / name, place / name)
-    return place
 
 
 def _kept(request: CompileRequest) -> dict[str, Path]:

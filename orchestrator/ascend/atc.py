@@ -138,6 +138,9 @@ class Atc:
             if attempt.outcome == "ok":
                 point("atc.before_move")
                 files = _move(made, out)
+                shutil.rmtree(
+                    attempt.folder.parent / "cwd", ignore_errors=True
+                )  # kernels by the hundred; the log stays
                 said = warnings_after_success(attempt.ended.text)
                 return Compiled(
                     files[0], files, attempt.ended.command, self.version, _host(made[0], options),

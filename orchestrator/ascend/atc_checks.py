@@ -159,9 +159,6 @@ def _precision(options: AtcOptions) -> Iterator[Complaint]:
         yield Complaint("precision_mode_v2", mode, text, "use mixed_float16 or fp16")
     if mode in _HIF8 and family not in HIF8_FAMILIES:
         yield Complaint("precision_mode_v2", mode, f"{options.soc_version} has no HiF8 ({mode})", "only the 950 has it")
-    if options.is_weight_clip is not False and mode not in _KEEPS_ALL | _BF16:
-        text = "weights beyond float16 are clipped to 65504 in silence (is_weight_clip is on)"
-        yield Complaint("is_weight_clip", "1", text, "set is_weight_clip: false to see them as inf", False)
 
 
 def _inputs(options: CompileOptions) -> Iterator[Complaint]:

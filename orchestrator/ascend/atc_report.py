@@ -18,7 +18,7 @@ _NODE: Final = (
     re.compile(r"Op:\s*(\S+?)\s*,\s*optype:\s*(\w+)"),  # Op: a/b, optype: Gelu
     re.compile(r"for\s+\[([^\]\s]+)\]\s*,?\s*optype\s*\[([^\]\s]+)\]"),  # for [a/b], optype [Gelu]
     re.compile(r"Optype\s*\[(?P<type>[^\]\s]+)\][^\n]*?\bof Ops kernel"),  # no node, only the type
-    re.compile(r"\b[Oo]p\s*\[\s*([^\s,\]\[]+)\s*\]"),  # OP[a/b], op [a/b]
+    re.compile(r"\b[Oo][Pp]\s*\[\s*([^\s,\]\[]+)\s*\]"),  # OP[a/b], op [a/b]
     re.compile(
         r"\bOp (?:name )?(?!name\b)([\w./:-]+) (?:specified|with optype (\w+))"
     ),  # Op x specified in, Op x with optype T

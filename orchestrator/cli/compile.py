@@ -142,7 +142,7 @@ def _show_command(shown: dict[str, Any]) -> None:
     if shown["atc"] is None:
         print("note: there is no ATC here", file=sys.stderr)
     for warning in shown["warnings"]:
-        print(f"warning: {warning['text']} ({warning['fix']})", file=sys.stderr)
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def _show(made: dict[str, Any]) -> None:

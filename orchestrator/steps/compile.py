@@ -13,10 +13,10 @@ from orchestrator.ascend.toolchains import Target, toolchain
 from orchestrator.bundle.unpack import bundle_digest, unpack
 from orchestrator.bundle.variant import VARIANT, Runtime, Variant, write_variant
 from orchestrator.core.errors import IntegrityError
-from orchestrator.graph.read import inspect_onnx
+from orchestrator.graph.read import inspect_onnx, model_file
 from orchestrator.recipe.compile_options import CompileOptions
 from orchestrator.steps.api import Output, StepContext, StepResult
-from orchestrator.steps.compile_job import Built, CompileJob, Skipped, copy_files
+from orchestrator.steps.compile_job import Built, CompileJob, Skipped, copy_files, copy_graph
 
 COMPILERS: Final[Mapping[str, str]] = {
     "atc": "orchestrator.steps.compile_om",
@@ -83,7 +83,7 @@ def _job(ctx: StepContext, target: Mapping[str, Any]) -> CompileJob:
     unpacked = unpack(ctx.inputs["bundle"], ctx.work / "bundle") if target["format"] == "torch" else None
     return CompileJob(
         target=str(target["name"]), soc=target.get("soc"), precision=str(target.get("precision", "fp16")),
-        shapes=target.get("shapes") or {}, options=options, graph=graph, forecast=ctx.inputs.get("forecast"), out=out,
+        shapes=target.get("shapes") or {}, options=options, graph=model_file(graph), forecast=ctx.inputs.get("forecast"), out=out,
         work=ctx.work, cache=ctx.site.state / "cache", tools=ctx.spec.get("tools") or {}, tell=_teller(ctx, options),
         model=ctx.spec.get("model") or {}, recipe_dir=ctx.recipe_dir, bundle=unpacked,
     )  # fmt: skip
@@ -96,7 +96,7 @@ def _teller(ctx: StepContext, options: CompileOptions) -> Callable[[float, str],
 
 def _variant(ctx: StepContext, target: Mapping[str, Any], job: CompileJob, outcome: Built | Skipped) -> Variant:
     runtime, skipped = (outcome.runtime, None) if isinstance(outcome, Built) else (_stand_in(ctx, job), outcome.reason)
-    info = inspect_onnx(job.onnx)
+    info = inspect_onnx(job.graph)
     return Variant(
         folder=job.out, bundle=bundle_digest(ctx.inputs["bundle"]), target=job.target, format=str(target["format"]),
         soc=job.soc, precision=job.precision, runtime=runtime, toolchain=outcome.toolchain,
@@ -130,5 +130,8 @@ def _rehearsal(ctx: StepContext, variant: Variant, job: CompileJob) -> Path:
 def _stand_in(ctx: StepContext, job: CompileJob) -> Runtime:
     """Copy the twin, or the plain graph where there was no forecast (torch)."""
     twin = ctx.inputs.get("twin")
-    copy_files(twin if twin is not None else job.graph, job.out)
-    return "twin" if twin is not None else "onnx-cpu"
+    if twin is None:
+        copy_graph(job.graph, job.out)
+        return "onnx-cpu"
+    copy_files(twin, job.out)
+    return "twin"

@@ -9,7 +9,7 @@ from typing import Final
 from orchestrator.ascend.cann_provider import PROVIDER, open_and_run, provider_options
 from orchestrator.ascend.gears import buckets, plan_shapes
 from orchestrator.graph.read import inspect_onnx
-from orchestrator.steps.compile_job import KEEP_DTYPE, Built, CompileJob, Skipped, copy_files
+from orchestrator.steps.compile_job import KEEP_DTYPE, Built, CompileJob, Skipped, copy_graph
 
 NO_TOOL: Final = "no onnxruntime-cann on this site: `tools.onnxruntime_cann_python` is not set"
 _NAME: Final = "onnxruntime-cann"
@@ -22,7 +22,7 @@ def build(job: CompileJob) -> Built | Skipped:
         PlanError: A size that varies is not settled, or an option does not exist.
         InternalError: The other interpreter broke.
     """
-    inputs = inspect_onnx(job.onnx).inputs
+    inputs = inspect_onnx(job.graph).inputs
     shapes = plan_shapes(inputs, job.shapes)
     options = provider_options(job.options, job.precision)
     rows = buckets(inputs, shapes)
@@ -42,7 +42,7 @@ def build(job: CompileJob) -> Built | Skipped:
     if python is None:
         return Skipped(NO_TOOL, {"name": _NAME, "version": "none"}, facts, shapes.gears)
     answer = open_and_run(
-        Path(python).expanduser(), job.onnx, options, rows, work=job.work, timeout_s=job.timeout_s,
+        Path(python).expanduser(), job.graph, options, rows, work=job.work, timeout_s=job.timeout_s,
         on_tick=lambda elapsed, _line: job.tell(elapsed, "onnxruntime-cann is compiling"),
     )  # fmt: skip
     toolchain = {"name": _NAME, "version": answer.version}
@@ -51,7 +51,7 @@ def build(job: CompileJob) -> Built | Skipped:
     elsewhere = {provider: count for provider, count in answer.nodes.items() if provider != PROVIDER}
     if elsewhere:
         warnings.append(f"{sum(elsewhere.values())} nodes run elsewhere, with a copy at every border: {elsewhere}")
-    copy_files(job.graph, job.out)
+    copy_graph(job.graph, job.out)
     for file in answer.files:
         (job.out / "cache").mkdir(exist_ok=True)
         shutil.copyfile(file, job.out / "cache" / file.name)

@@ -12,7 +12,7 @@ from typing import Any, Final
 from orchestrator.bundle.variant import Runtime
 from orchestrator.core.files import regular_files
 from orchestrator.core.manifest import MANIFEST_NAME
-from orchestrator.graph.read import MODEL_ONNX
+from orchestrator.graph.read import MODEL_ONNX, inspect_onnx
 from orchestrator.recipe.compile_options import CompileOptions
 
 KEEP_DTYPE: Final = "keep_dtype.cfg"
@@ -27,7 +27,7 @@ class CompileJob:
 
     Attributes:
         target: Name of the target.
-        graph: Folder with `model.onnx` as the toolchain reads it.
+        graph: The ONNX file as the toolchain reads it; its external data lie beside it.
         forecast: Folder with the files of nodes to keep; None where there was no forecast.
         out: Where the variant's files go; empty.
         work: Private folder for logs; survives attempts.
@@ -56,11 +56,6 @@ class CompileJob:
     recipe_dir: Path | None = None
     bundle: Path | None = None
     atc: Mapping[str, object] = field(default_factory=dict[str, object])
-
-    @property
-    def onnx(self) -> Path:
-        """The graph's file."""
-        return self.graph / MODEL_ONNX
 
     @property
     def timeout_s(self) -> float:
@@ -102,6 +97,13 @@ def copy_files(source: Path, out: Path) -> None:
             target = out / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
+
+
+def copy_graph(graph: Path, out: Path) -> None:
+    """Copy an ONNX file as `model.onnx`, with its external data and nothing else that lies there."""
+    shutil.copyfile(graph, out / MODEL_ONNX)
+    for name in inspect_onnx(graph).external_files:
+        shutil.copyfile(graph.parent / name, out / name)
 
 
 def without_paths(command: Sequence[str]) -> list[str]:

@@ -29,7 +29,7 @@ def build(job: CompileJob) -> Built | Skipped:
         GateError: The converter refuses the graph.
         InfraError: It took too long.
     """
-    inputs = inspect_onnx(job.onnx).inputs
+    inputs = inspect_onnx(job.graph).inputs
     shapes = plan_shapes(inputs, job.shapes)
     python = job.tools.get("mindspore_lite_python")
     if python is None:
@@ -39,7 +39,7 @@ def build(job: CompileJob) -> Built | Skipped:
     missing, started = lite.cann_missing(), time.monotonic()
     job.tell(0.0, "MindSpore Lite: converting")
     made = lite.convert(
-        job.onnx,
+        job.graph,
         job.out / MODEL_MINDIR,
         optimize="general" if missing else "ascend_oriented",
         ascend=None if missing else _ascend(job, shapes),
@@ -59,7 +59,7 @@ def build(job: CompileJob) -> Built | Skipped:
 def _ascend(job: CompileJob, shapes: Shapes) -> AscendOptions:
     if not shapes.geared:
         return AscendOptions(precision=job.precision)
-    inputs = inspect_onnx(job.onnx).inputs
+    inputs = inspect_onnx(job.graph).inputs
     sizes = {i.name: [d if isinstance(d, int) else shapes.fixed.get(d, -1) for d in i.shape] for i in inputs}
     order = [d for i in inputs for d in i.shape if isinstance(d, str) and d not in shapes.fixed]
     gears = [[gear[name] for name in order] for gear in shapes.gears]

@@ -35,6 +35,7 @@ NO_ATC: Final = (
 _LARGEST_FP16: Final = 65504.0
 _MIXED: Final = frozenset({"mixed_float16", "mixed_bfloat16"})
 _UNTOUCHED: Final = frozenset({"origin", "fp32"})
+_KEEPS_FP32: Final = frozenset({"origin", "must_keep_origin_dtype"})
 _NAMED: Final = 10
 
 
@@ -47,10 +48,7 @@ def build(job: CompileJob) -> Built | Skipped:
         InternalError: ATC crashed, hung or ran out of memory.
     """
     options, shapes, inputs = call(job)
-    warnings = [item.text for item in check(options)]
-    clipped = clipped_weights(job.onnx) if job.precision not in _UNTOUCHED else []
-    if clipped:
-        warnings.append(f"{len(clipped)} weights exceed fp16 and will be clipped: {', '.join(clipped[:_NAMED])}")
+    warnings = [*(item.text for item in check(options)), *weight_warnings(job.graph, options)]
     facts: dict[str, Any] = {"shapes": shapes.to_json(), "warnings": warnings}
     install = find_atc(job.tools.get("atc"))
     if install is None:
@@ -66,7 +64,7 @@ def call(job: CompileJob) -> tuple[AtcOptions, Shapes, tuple[str, ...]]:
         PlanError: A size that varies is not settled.
         GateError: The graph is refused.
     """
-    inputs = inspect_onnx(job.onnx).inputs
+    inputs = inspect_onnx(job.graph).inputs
     if "input_shape" in job.atc:  # whoever writes it has settled every size
         shapes = Shapes(({},))
     else:
@@ -74,7 +72,7 @@ def call(job: CompileJob) -> tuple[AtcOptions, Shapes, tuple[str, ...]]:
     fields: dict[str, object] = {
         **shapes.options,
         **job.options.given(),
-        "model": job.onnx,
+        "model": job.graph,
         "output": job.out / "model",
         "soc_version": job.soc,
         **_precision(job),
@@ -119,7 +117,7 @@ def _compiled(
         inputs=inputs,
         timeout_s=job.timeout_s,
         on_tick=lambda elapsed, line: job.tell(elapsed, f"ATC: {line}" if line else "ATC is running"),
-        source_of=source_lines(job.onnx),
+        source_of=source_lines(job.graph),
     )
     facts |= {"command": without_paths(made.command), "host": made.host}
     facts["warnings"] = list(dict.fromkeys((*facts["warnings"], *made.warnings)))
@@ -159,7 +157,18 @@ def _lines(graph: Any) -> Iterator[tuple[str, str]]:
                 todo.extend(attribute.graphs)
 
 
-def clipped_weights(path: Path) -> list[str]:
+def weight_warnings(path: Path, options: AtcOptions) -> list[str]:
+    """Return a line about weights that fp16 does not hold: ATC clips them, or lets them become inf, without a word."""
+    if (options.precision_mode_v2 or options.precision_mode) in _KEEPS_FP32:
+        return []
+    names = oversized_weights(path)
+    if not names:
+        return []
+    becomes = "become inf" if options.is_weight_clip is False else "are clipped to 65504 (is_weight_clip)"
+    return [f"{len(names)} weights are beyond fp16 and {becomes}: {', '.join(names[:_NAMED])}"]
+
+
+def oversized_weights(path: Path) -> list[str]:
     """Return the weights that hold a finite number beyond fp16; one tensor at a time is read."""
     found: list[str] = []
     for tensor in load_model(path, weights=False).graph.initializer:

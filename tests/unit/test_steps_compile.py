@@ -224,7 +224,7 @@ def test_weights_beyond_fp16_are_told(tmp_path: Path, bench: Bench, monkeypatch:
     )
     monkeypatch.setenv("PATH", str(tmp_path))
     _, variant, _ = bench.run(tmp_path, OM)
-    assert any("1 weights exceed fp16" in line for line in variant.facts["warnings"])
+    assert any("1 weights are beyond fp16 and are clipped" in line for line in variant.facts["warnings"])
 
 
 def test_plain_onnx(bench: Bench, tmp_path: Path) -> None:
