@@ -13,6 +13,7 @@ import onnx
 import onnxruntime as ort
 
 from orchestrator.ascend.mindspore_lite import MindSporeLite
+from orchestrator.ascend.quirks import quirk
 from orchestrator.core.errors import GateError, InfraError
 from orchestrator.graph.coverage import cover
 from orchestrator.graph.prepare import prepare
@@ -78,8 +79,8 @@ def judge(
     outcome, parity_db, text = _really(graph, source, samples, lite, work / f"{form}.mindir", timeout_s)
     good = outcome == "ok" and parity_db is not None and parity_db >= RIGHT_DB
     agree = None if coverage.verdict == "unknown" else good == (coverage.verdict in ("ok", "slow"))
-    quirk = next((meaning for quirk, meaning in EXPLAINED.items() if quirk(findings, outcome)), "")
-    explanation = quirk if agree is False else text
+    known = next((meaning for is_it, meaning in EXPLAINED.items() if is_it(findings, outcome)), "")
+    explanation = known if agree is False else text
     return Row(name, form, rewrites, coverage.verdict, findings, outcome, parity_db, agree, explanation)
 
 
@@ -107,6 +108,11 @@ def sqnr_db(wanted: Array, got: Array | None) -> float:
     if got is None or wanted.shape != got.shape:
         return -math.inf
     want, have = wanted.astype(np.float64), got.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        return _sqnr_db(want, have)
+
+
+def _sqnr_db(want: Array, have: Array) -> float:
     same = (want == have) | (np.isnan(want) & np.isnan(have))
     if same.all():
         return math.inf
@@ -131,7 +137,7 @@ def _epsilon(findings: tuple[str, ...], outcome: str) -> bool:
 
 
 EXPLAINED: Mapping[Callable[[tuple[str, ...], str], bool], str] = {
-    _epsilon: "quirk layer_norm_epsilon: it converts LayerNormalization and loses its epsilon; right on these samples, "
-    "wrong where the variance is near epsilon",
+    _epsilon: f"quirk {quirk('mindspore-lite-layernorm-epsilon').name}: right on these samples, wrong where the variance "
+    "is near epsilon",
 }
 """Disagreements that we know, each with a test of its own."""
