@@ -57,6 +57,16 @@ _ALL: Final = (
         "channels and is refused", "it is written out with ReduceMean", _MEASURED, "decompose_instance_normalization",
     ),
     Quirk(
+        "mindspore-lite-2.0.0-shape-part", "mindspore-lite", "2.0.0",
+        "Shape with start or end gives all dimensions: what is computed from it has the wrong length",
+        "the whole shape is sliced", _MEASURED, "slice_shape",
+    ),
+    Quirk(
+        "mindspore-lite-2.0.0-lstm-short-form", "mindspore-lite", "2.0.0",
+        "an LSTM that leaves out an output or its initial states converts, and then cannot be built",
+        "all three outputs are named and the states are stated", _MEASURED, "complete_lstm",
+    ),
+    Quirk(
         "mindspore-lite-input-shape-option-crashes", "mindspore-lite", "2.0.0",
         "the option input_shape ends the converter by a signal on transformers and LSTMs",
         "shapes are fixed in the graph, and the option is not used", _MEASURED, "fix_shapes",

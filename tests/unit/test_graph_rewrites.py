@@ -261,6 +261,28 @@ def test_names_and_dilations() -> None:
     assert changes.nodes == ["p"]
 
 
+def test_shapes_in_part_are_sliced_for_mindspore_lite(tmp_path: Path) -> None:
+    model = graph([node("Shape", ["x"], start=-2, end=3)], {"x": (F, ["a", "b", "c", 2])}, outputs={"y": (I64, [1])})
+    done, _ = change(model, "slice_shape", "mindspore-lite")
+    assert ops(done) == {"Shape": 1, "Slice": 1}
+    same(tmp_path, model, done, {"x": np.zeros((3, 4, 5, 2), np.float32)})
+
+
+@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
+def test_an_lstm_is_written_in_full_for_mindspore_lite(tmp_path: Path, direction: str) -> None:
+    count = 2 if direction == "bidirectional" else 1
+    weights = {"w": RNG.normal(size=(count, 12, 4)), "r": RNG.normal(size=(count, 12, 3))}
+    model = graph(
+        [node("LSTM", ["x", "w", "r"], ["", "y"], "rnn", hidden_size=3, direction=direction)], {"x": (F, [5, 2, 4])},
+        {name: value.astype(np.float32) for name, value in weights.items()},
+    )  # fmt: skip
+    done, changes = change(model, "complete_lstm", "mindspore-lite")
+    assert changes.nodes == ["rnn"]
+    assert list(done.graph.node[0].output) == ["rnn/y", "y", "rnn/y_c"]
+    assert list(done.graph.node[0].input) == ["x", "w", "r", "", "", "rnn/initial_h", "rnn/initial_c"]
+    same(tmp_path, model, done, {"x": RNG.normal(size=(5, 2, 4)).astype(np.float32)})
+
+
 @pytest.mark.parametrize(
     ("op_type", "opset", "toolchain", "expected"),
     [

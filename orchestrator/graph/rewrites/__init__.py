@@ -20,7 +20,7 @@ from orchestrator.graph.rewrites.activations import (
     decompose_swish,
 )
 from orchestrator.graph.rewrites.base import TOOLCHAINS, Changes, Context, Problem, Rewrite, lacking, schema
-from orchestrator.graph.rewrites.composites import COMPOSITES, decompose_composites
+from orchestrator.graph.rewrites.composites import COMPOSITES, decompose_composites, slice_shape
 from orchestrator.graph.rewrites.convolutions import conv1d_to_2d, split_large_kernel
 from orchestrator.graph.rewrites.fold import fold_constants
 from orchestrator.graph.rewrites.narrow import narrow_float64, narrow_int64
@@ -31,10 +31,14 @@ from orchestrator.graph.rewrites.normalizations import (
     decompose_rms_normalization,
 )
 from orchestrator.graph.rewrites.opset import lower_opset
+from orchestrator.graph.rewrites.recurrent import complete_lstm
 from orchestrator.graph.rewrites.reductions import decompose_einsum, decompose_reduce_norms, decompose_trilu
 from orchestrator.graph.rewrites.shapes import fix_shapes, name_nodes, strip_dilations
 
 _LITE: Final = frozenset({"mindspore-lite"})
+
+_LITE_FORMS: Final = {"MaxPool": "strip_dilations", "LSTM": "complete_lstm", "Shape": "slice_shape"}
+"""Operators that stay, in a form that the toolchain takes."""
 
 _IN_ORDER: Final = (
     Rewrite("name_nodes", "exact", "give every node a name of its own", True, TOOLCHAINS, name_nodes),
@@ -63,6 +67,8 @@ _IN_ORDER: Final = (
             decompose_reduce_norms, frozenset({"ReduceL1", "ReduceL2"})),
     Rewrite("decompose_composites", "tolerance", "small operators without a parser out of ones with", True, TOOLCHAINS,
             decompose_composites, COMPOSITES),
+    Rewrite("slice_shape", "exact", "Shape of some axes as a Slice of the whole", True, _LITE, slice_shape),
+    Rewrite("complete_lstm", "exact", "LSTM with all outputs named and its initial states stated", True, _LITE, complete_lstm),
     Rewrite("decompose_trilu", "exact", "Trilu as Where with a mask", True, TOOLCHAINS, decompose_trilu,
             frozenset({"Trilu"})),
     Rewrite("decompose_einsum", "tolerance", "Einsum of two operands as MatMul", True, TOOLCHAINS, decompose_einsum,
@@ -101,8 +107,8 @@ def rewrite_for(op_type: str, domain: str, opset: int, toolchain: str) -> str | 
     for rewrite in _IN_ORDER:
         if op_type in rewrite.removes and (rewrite.toolchains is None or toolchain in rewrite.toolchains):
             return rewrite.name
-    if op_type == "MaxPool" and toolchain == "mindspore-lite":
-        return "strip_dilations"
+    if toolchain == "mindspore-lite" and op_type in _LITE_FORMS:
+        return _LITE_FORMS[op_type]
     if opset > target and schema(op_type, target) is not None:
         return "lower_opset"
     return None

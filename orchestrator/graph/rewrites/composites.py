@@ -8,8 +8,8 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 
-from orchestrator.graph.rewrites.base import CannotRewrite
-from orchestrator.graph.rewrites.build import Builder, attribute, need_dtype, needed
+from orchestrator.graph.rewrites.base import CannotRewrite, Context
+from orchestrator.graph.rewrites.build import Builder, attribute, need_dtype, needed, rank_of
 from orchestrator.graph.rewrites.each import each
 
 _UNSIGNED: Final = "bu"
@@ -22,6 +22,30 @@ def or_equal(b: Builder, node: ir.Node) -> bool:
     equal = b.op("Equal", pair, "equal", like=strict)
     b.replace(b.op("Or", [strict, equal], "or", like=strict))
     return True
+
+
+def shape_part(b: Builder, node: ir.Node) -> bool:
+    """Shape with `start` and `end` (opset 15): the whole shape, and a Slice of it."""
+    start, end = int(attribute(node, "start", 0)), attribute(node, "end")
+    touched = [node.attributes.pop(name, None) for name in ("start", "end")]
+    if start == 0 and end is None:
+        return any(touched)
+    out = node.outputs[0]
+    whole = b.op("Shape", [needed(node, 0)], "whole", dtype=ir.DataType.INT64, shape=[rank_of(node.inputs[0])])
+    stop = int(end) if end is not None else np.iinfo(np.int64).max
+    b.replace(b.op("Slice", [whole, b.ints([start], "start"), b.ints([stop], "end")], "slice", like=out))
+    return True
+
+
+def _has_part(context: Context, node: ir.Node) -> bool:
+    del context
+    return attribute(node, "start", 0) != 0 or attribute(node, "end") is not None
+
+
+@each("Shape", when=_has_part)
+def slice_shape(b: Builder, node: ir.Node) -> bool:
+    """Shape of some axes, for a toolchain that gives those of all."""
+    return shape_part(b, node)
 
 
 def _is_nan(b: Builder, node: ir.Node) -> bool:

@@ -23,7 +23,7 @@ from orchestrator.graph.rewrites.build import (
     needed,
     rank_of,
 )
-from orchestrator.graph.rewrites.composites import or_equal
+from orchestrator.graph.rewrites.composites import or_equal, shape_part
 from orchestrator.graph.rewrites.opset_layout import batch_first
 from orchestrator.graph.rewrites.opset_resize import resize_13, resize_18
 
@@ -101,19 +101,6 @@ def _reshape_14(b: Builder, node: ir.Node) -> bool:
     shape = constant_of(argument(node, 1))
     if shape is not None and not np.all(shape):
         raise CannotRewrite("its constant shape holds a 0 that means an empty tensor")
-    return True
-
-
-def _shape_15(b: Builder, node: ir.Node) -> bool:
-    """`start` and `end` become a Slice."""
-    start, end = int(attribute(node, "start", 0)), attribute(node, "end")
-    touched = [node.attributes.pop(name, None) for name in ("start", "end")]
-    if start == 0 and end is None:
-        return any(touched)
-    out = node.outputs[0]
-    whole = b.op("Shape", [needed(node, 0)], "whole", dtype=ir.DataType.INT64, shape=[rank_of(node.inputs[0])])
-    stop = int(end) if end is not None else np.iinfo(np.int64).max
-    b.replace(b.op("Slice", [whole, b.ints([start], "start"), b.ints([stop], "end")], "slice", like=out))
     return True
 
 
@@ -288,7 +275,7 @@ RULES: Final[Mapping[str, tuple[tuple[int, Rule], ...]]] = {
     "Unsqueeze": ((13, _squeeze),),
     "Split": ((18, _split_18), (13, _split_13)),
     "Reshape": ((14, _reshape_14),),
-    "Shape": ((15, _shape_15),),
+    "Shape": ((15, shape_part),),
     "BatchNormalization": ((14, _batch_norm_14),),
     "LSTM": ((14, batch_first),),
     "GRU": ((14, batch_first),),
