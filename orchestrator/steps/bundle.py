@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from orchestrator.bundle.golden import write_golden
 from orchestrator.bundle.oci import BundleParts, build_layout
+from orchestrator.core.files import regular_files
+from orchestrator.core.manifest import MANIFEST_NAME
 from orchestrator.graph.export import example_inputs
 from orchestrator.graph.run_onnx import OnnxModel
 from orchestrator.graph.spec import TensorSpec
 from orchestrator.steps.api import BUNDLE, Output, StepContext, StepResult
 from orchestrator.steps.model_inputs import Array, predictor_of, real_samples
+
+_FORECAST: Final = "forecast-"
+"""Inputs of this name are forecasts; what follows is the target."""
 
 
 def run(ctx: StepContext) -> StepResult:
@@ -37,6 +42,7 @@ def run(ctx: StepContext) -> StepResult:
         golden=golden_file,
         card=_card(ctx, graph, golden.count, real=real, reference=reference),
         model=weights / "model.safetensors" if weights is not None else None,
+        extra=_forecasts(ctx),
     )
     folder = ctx.out / "bundle"
     digest = build_layout(parts, folder)
@@ -49,6 +55,16 @@ def _inputs(ctx: StepContext, specs: tuple[TensorSpec, ...]) -> tuple[dict[str, 
     if ctx.spec.get("samples"):
         return real_samples(ctx, specs), True
     return example_inputs(specs, batch=int(ctx.spec["samples_count"])), False
+
+
+def _forecasts(ctx: StepContext) -> dict[str, Path]:
+    """Return what was foreseen for each target: `forecast/<target>/<file>` -> file."""
+    found: dict[str, Path] = {}
+    for name, folder in ctx.inputs.items():
+        if name.startswith(_FORECAST):
+            files = [path for path in regular_files(folder) if path.name != MANIFEST_NAME]
+            found |= {f"forecast/{name.removeprefix(_FORECAST)}/{path.relative_to(folder)}": path for path in files}
+    return found
 
 
 def _card(ctx: StepContext, graph: OnnxModel, count: int, *, real: bool, reference: str) -> dict[str, Any]:
