@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from orchestrator.ascend.atc_install import find_atc
 from orchestrator.core.digests import sha256_json
 from orchestrator.environment.model import Tools
 
@@ -14,15 +14,18 @@ def toolchain_identities(tools: Tools) -> Mapping[str, str]:
     """Return format -> identity of its compiler, by looking at files only; nothing is started.
 
     Args:
-        tools: Of the environment; ATC is also looked for on PATH.
+        tools: Of the environment; ATC is also looked for where it is usually installed.
 
     Returns:
         Formats without a compiler here are absent.
+
+    Raises:
+        InternalError: The environment names an ATC that is not there.
     """
     found: dict[str, str] = {}
-    atc = tools.atc or shutil.which("atc")
-    if atc and Path(atc).is_file():
-        found["om"] = _identity(Path(atc), _cann(Path(atc)))
+    atc = find_atc(tools.atc)
+    if atc is not None:
+        found["om"] = _identity(atc.program, atc.version)
     for name, python, package in (
         ("mindir", tools.mindspore_lite_python, "mindspore_lite"),
         ("onnx", tools.onnxruntime_cann_python, "onnxruntime_cann"),
@@ -41,13 +44,3 @@ def _installed(python: Path, package: str) -> str:
     """Return the metadata folder of a package beside an interpreter, whose name holds the version."""
     found = sorted(python.absolute().parent.parent.glob(f"lib/python*/site-packages/{package}-*.dist-info"))
     return found[0].name if found else ""
-
-
-def _cann(atc: Path) -> str:
-    """Return the version files of the CANN that holds this ATC, as text."""
-    for folder in atc.resolve().parents:
-        for name in ("compiler/version.info", "version.info", "version.cfg"):
-            file = folder / name
-            if file.is_file() and file.stat().st_size < 65536:
-                return file.read_text(encoding="utf-8", errors="replace")
-    return ""
