@@ -56,8 +56,7 @@ def coverage(
     from orchestrator.app.coverage import CoverageRequest, examine, sizes, switches
     from orchestrator.cli.output import print_json
 
-    request = CoverageRequest(model, soc, toolchain, precision, prepare, sizes(shape), switches(rewrite), cann)
-    answer = examine(request)
+    answer = examine(CoverageRequest(model, soc, toolchain, precision, prepare, sizes(shape), switches(rewrite), cann))
     if as_json:
         print_json(answer.to_json())
     else:
