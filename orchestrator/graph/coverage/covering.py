@@ -17,6 +17,7 @@ from orchestrator.graph.coverage.judge import Question
 from orchestrator.graph.coverage.kernels import kernel_finding
 from orchestrator.graph.coverage.limits_atc import ATC_EVERYWHERE, ATC_LIMITS
 from orchestrator.graph.coverage.limits_mindspore import MINDSPORE_LIMITS
+from orchestrator.graph.coverage.limits_mindspore_measured import measured
 from orchestrator.graph.coverage.nodes import Node, nodes_of
 from orchestrator.graph.coverage.parsers import parse_finding
 from orchestrator.graph.coverage.verdicts import Coverage, Finding, NodeVerdict, worst
@@ -121,9 +122,8 @@ def _findings(node: Node, question: Question) -> Iterator[Finding]:
         limit = (MINDSPORE_LIMITS if lite else ATC_LIMITS).get(node.op_type)
         if limit is not None:
             yield from limit(node, question)
-    if not lite:
-        for everywhere in ATC_EVERYWHERE:
-            yield from everywhere(node, question)
+    for everywhere in (measured,) if lite else ATC_EVERYWHERE:
+        yield from everywhere(node, question)
     found = kernel_finding(node, question)
     if found is not None:
         yield found

@@ -26,10 +26,9 @@ _MOST_BOXES: Final = 700
 def zero_dimension(node: Node, _: Question) -> Iterator[Finding]:
     """No dimension may be 0 [general restrictions of ATC]."""
     for value in (*node.inputs, *node.outputs):
-        if value is not None and not (value.constant or node.folded) and 0 in (value.shape or ()):
-            yield Finding(
-                "blocked", f"a tensor has the shape {list(value.shape)}: ATC takes no dimension of 0", "drop it"
-            )
+        shape = value.shape if value is not None and not (value.constant or node.folded) else None
+        if shape is not None and 0 in shape:
+            yield Finding("blocked", f"a tensor has the shape {list(shape)}: ATC takes no dimension of 0", "drop it")
             return
 
 
