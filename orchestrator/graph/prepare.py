@@ -28,6 +28,9 @@ Array = np.ndarray[Any, Any]
 
 PREPARED_JSON: Final = "prepared.json"
 
+_SHAPES_CHANGE: Final = frozenset({"fix_shapes", "decompose_group_normalization"})
+"""Rewrites after which more is known: sizes, and what comes behind a GroupNormalization, which ONNX cannot infer."""
+
 
 @dataclass(frozen=True, slots=True)
 class Applied:
@@ -141,27 +144,44 @@ class _Run:
         self.notes: list[str] = list(_quantised_notes(self.model))
         self._info, self._samples = info, samples
         self._proof: Proof | None = None
+        self._count = 0
 
     def apply(self, rewrite: Rewrite, *, forced: bool) -> None:
-        """Run one rewrite, write what came out, and prove it."""
-        changes: Changes = rewrite.apply(self.model, replace(self.context, forced=forced))
-        self.notes.extend(changes.notes)
-        if not changes:
+        """Run one rewrite, write what came out, and prove it; again where new types let it go on."""
+        context = replace(self.context, forced=forced)
+        changes: Changes = rewrite.apply(self.model, context)
+        nodes, again = list(changes.nodes), changes
+        while again and (again.stuck or rewrite.name in _SHAPES_CHANGE):
+            self._write()
+            infer(self.model, self._staged())
+            again = rewrite.apply(self.model, context) if again.stuck else Changes()
+            nodes.extend(again.nodes)
+        self.notes.extend((*changes.notes, *(again.stuck or ())))
+        if not nodes:
             return
+        self._write()
+        figures = self._prove(rewrite)
+        self.applied.append(Applied(rewrite.name, rewrite.equivalence, tuple(nodes), *figures))
+
+    def _prove(self, rewrite: Rewrite) -> tuple[float | None, float | None]:
         if self._proof is None:  # nothing is run for a graph that needs no rewrite
             self._proof = Proof(self.source, self._info, self.context.shapes, self._samples)
             if self._proof.unproved:
                 self.notes.append(f"rewrites are not proved, the graph does not run here: {self._proof.unproved}")
-        stage = self.folder / f"{len(self.applied)}.onnx"
-        write_ir(self.model, stage, self.source.parent)
-        difference = self._proof.check(rewrite.name, rewrite.equivalence, stage)
-        if self.stage is not None:
-            self.stage.unlink()
-        self.stage = stage
-        if rewrite.name == "fix_shapes":
-            infer(self.model, stage)
-        figures = (None, None) if difference is None else (difference.max_abs, difference.worst_sqnr_db)
-        self.applied.append(Applied(rewrite.name, rewrite.equivalence, tuple(changes.nodes), *figures))
+        difference = self._proof.check(rewrite.name, rewrite.equivalence, self._staged())
+        return (None, None) if difference is None else (difference.max_abs, difference.worst_sqnr_db)
+
+    def _write(self) -> None:
+        """Write the model as it is now; the files that it was read from stay."""
+        self._count += 1
+        old, self.stage = self.stage, self.folder / f"{self._count}.onnx"
+        write_ir(self.model, self.stage, self.source.parent)
+        if old is not None:
+            old.unlink()
+
+    def _staged(self) -> Path:
+        assert self.stage is not None
+        return self.stage
 
 
 def _is_on(rewrite: Rewrite, toolchain: str, switches: Mapping[str, bool]) -> bool:

@@ -11,6 +11,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from orchestrator.core.errors import GateError
@@ -27,7 +29,7 @@ LOW = (17, 16, 15, 13, 11)
 
 def load(model: onnx.ModelProto) -> ir.Model:
     """As `model_io.read_ir`, in this process: the door has tests of its own."""
-    return ir.from_proto(onnx.shape_inference.infer_shapes(model))
+    return ir.from_proto(onnx.shape_inference.infer_shapes(model, data_prop=True))
 
 
 def lower(model: onnx.ModelProto, opset: int, toolchain: str = "onnx") -> onnx.ModelProto:
@@ -35,10 +37,13 @@ def lower(model: onnx.ModelProto, opset: int, toolchain: str = "onnx") -> onnx.M
     changed = load(model)
     context = Context(toolchain, opset)
     for rewrite in REWRITES.values():
-        if rewrite.name.startswith("decompose"):
-            rewrite.apply(changed, context)
+        while rewrite.name.startswith("decompose") and (done := rewrite.apply(changed, context)):
+            changed = load(ir.to_proto(changed))
+            if not done.stuck:
+                break
     REWRITES["lower_opset"].apply(changed, context)
-    done = ir.to_proto(changed)
+    done = load(ir.to_proto(changed))
+    done = ir.to_proto(done)
     onnx.checker.check_model(done, full_check=True)
     assert {entry.domain: entry.version for entry in done.opset_import} == {
         "": min(opset, model.opset_import[0].version)
@@ -287,6 +292,52 @@ def test_inside_branches_too(tmp_path: Path) -> None:
     assert [tensor.name for tensor in done.graph.initializer] == ["zero", "s"]
     for sign in (1, -1):
         same(tmp_path, model, done, {"x": sign * np.abs(IMAGE["x"])})
+
+
+STEPS: dict[str, Callable[[str, str], list[Any]]] = {
+    "mean": lambda x, y: [node("ReduceMean", [x, "channels"], [y], f"{y}_mean")],
+    "norm": lambda x, y: [node("ReduceL2", [x, "last"], [f"{y}_n"], f"{y}_l2"), node("Div", [x, f"{y}_n"], [y], f"{y}_div")],
+    "softmax": lambda x, y: [node("Softmax", [x], [y], f"{y}_soft", axis=1)],
+    "layer": lambda x, y: [node("LayerNormalization", [x, "five"], [y], f"{y}_layer", epsilon=1e-2)],
+    "swish": lambda x, y: [node("HardSwish", [x], [y], f"{y}_swish")],
+    "mish": lambda x, y: [node("Mish", [x], [y], f"{y}_mish")],
+    "group": lambda x, y: [node("GroupNormalization", [x, "two", "two"], [y], f"{y}_group", num_groups=2, epsilon=0.1)],
+    "halves": lambda x, y: [node("Split", [x], [f"{y}_a", f"{y}_b"], f"{y}_split", axis=1, num_outputs=2),
+                            node("Concat", [f"{y}_b", f"{y}_a"], [y], f"{y}_cat", axis=1)],
+    "there and back": lambda x, y: [node("Shape", [x], [f"{y}_s"], f"{y}_shape", start=2),
+                                    node("Concat", ["lead", f"{y}_s"], [f"{y}_t"], f"{y}_cat", axis=0),
+                                    node("Reshape", [x, f"{y}_t"], [y], f"{y}_reshape", allowzero=0)],
+    "extra axis": lambda x, y: [node("Unsqueeze", [x, "channels"], [f"{y}_u"], f"{y}_un"),
+                                node("Squeeze", [f"{y}_u", "channels"], [y], f"{y}_sq")],
+    "mask": lambda x, y: [node("Trilu", [x], [y], f"{y}_tri", upper=0)],
+    "choose": lambda x, y: [node("GreaterOrEqual", [x, "half"], [f"{y}_c"], f"{y}_ge"),
+                            node("Where", [f"{y}_c", x, "half"], [y], f"{y}_where")],
+    "pad and cut": lambda x, y: [node("Pad", [x, "pads", "", "last"], [f"{y}_p"], f"{y}_pad"),
+                                 node("Slice", [f"{y}_p", "one", "six", "last"], [y], f"{y}_slice")],
+    "again": lambda x, y: [node("Add", [x, "x"], [y], f"{y}_add")],
+}  # fmt: skip
+WEIGHTS = {
+    "channels": ints(1), "last": ints(-1), "five": np.arange(1, 6, dtype=np.float32), "two": np.array([1, 2], np.float32),
+    "lead": ints(-1, 6), "half": np.float32(0.5), "pads": ints(1, 2), "one": ints(1), "six": ints(6),
+}  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=st.lists(st.sampled_from(sorted(STEPS)), min_size=1, max_size=7), opset=st.sampled_from(LOW))
+def test_any_chain_of_operators_goes_down(tmp_path: Path, steps: list[str], opset: int) -> None:
+    nodes, x = [], "x"
+    for number, step in enumerate(steps):
+        if step == "mean":  # keeps the shape: x minus its mean
+            nodes += [
+                *STEPS[step](x, f"t{number}_m"),
+                node("Sub", [x, f"t{number}_m"], [f"t{number}"], f"t{number}_sub"),
+            ]
+        else:
+            nodes += STEPS[step](x, f"t{number}")
+        x = f"t{number}"
+    nodes.append(node("Identity", [x], ["y"], "end"))
+    model = graph(nodes, X, WEIGHTS)
+    same(tmp_path, model, lower(model, opset), IMAGE, 1e-5)
 
 
 class Mlp(torch.nn.Module):

@@ -80,6 +80,28 @@ def test_the_same_bytes_every_time_and_again_over_the_old_ones(source: Path, tmp
     assert inspect_onnx(tmp_path / "a/model.onnx").opset == 16
 
 
+def test_what_lies_behind_a_group_normalization_has_no_type_at_first(tmp_path: Path) -> None:
+    """ONNX infers nothing for GroupNormalization: the second one and the GELU get their types when the first is gone."""
+    names = ["x", "a", "b", "c", "y"]
+    kinds = ["GroupNormalization", "Relu", "GroupNormalization", "Gelu"]
+    nodes = [
+        helper.make_node(kind, [names[i], *(["s", "s"] if kind.startswith("Group") else [])], [names[i + 1]], f"n{i}",
+                         **({"num_groups": 2} if kind.startswith("Group") else {}))
+        for i, kind in enumerate(kinds)
+    ]  # fmt: skip
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", F, ["n", 4, 3])], [helper.make_tensor_value_info("y", F, ["n", 4, 3])],
+        [numpy_helper.from_array(np.ones(4, np.float32), "s")],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    done = prepare(save(tmp_path / "m.onnx", model), tmp_path / "out", toolchain="mindspore-lite", soc=None)
+    assert {a.rewrite: a.nodes for a in done.applied if a.rewrite.startswith("decompose")} == {
+        "decompose_gelu": ("n3",),
+        "decompose_group_normalization": ("n0", "n2"),
+    }
+    assert done.notes == ()
+
+
 @pytest.mark.parametrize("toolchain", ["atc", "onnx", "torch"])
 def test_nothing_to_change_is_the_same_bytes(tmp_path: Path, toolchain: str) -> None:
     path = save(tmp_path / "zoo.onnx", ZOO["cnn_bn"]().model)
@@ -144,9 +166,14 @@ def test_one_size_is_fixed_several_are_gears(tmp_path: Path) -> None:
     assert info.inputs[0].shape == (4, 3, 2)
     assert info.op_counts == {"Reshape": 1}
     assert [a.rewrite for a in fixed.applied] == ["fix_shapes", "fold_constants"]
-    gears = prepare(path, tmp_path / "g", toolchain="atc", soc=None, shapes={"batch": [1, 4, 16]}, samples=samples)
+    gears = prepare(
+        path, tmp_path / "g", toolchain="atc", soc=None, shapes={"batch": [1, 4, 16], "width": [2]}, samples=samples
+    )
     assert inspect_onnx(gears.path).inputs[0].shape == ("batch", "length", 2)
-    assert gears.notes == ("dimension 'batch' stays dynamic; gears 1, 4, 16 go to the compiler",)
+    assert gears.notes == (
+        "dimension 'batch' stays dynamic; gears 1, 4, 16 go to the compiler",
+        "no input has a dimension 'width': its sizes change nothing",
+    )
     assert gears.path.read_bytes() == path.read_bytes()
 
 

@@ -43,6 +43,8 @@ _LITE_FORMS: Final = {"MaxPool": "strip_dilations", "LSTM": "complete_lstm", "Sh
 _IN_ORDER: Final = (
     Rewrite("name_nodes", "exact", "give every node a name of its own", True, TOOLCHAINS, name_nodes),
     Rewrite("fix_shapes", "exact", "fix the dimensions for which the target asks one size", True, None, fix_shapes),
+    Rewrite("decompose_group_normalization", "tolerance", "GroupNormalization out of ReduceMean", True, TOOLCHAINS,
+            decompose_group_normalization, frozenset({"GroupNormalization"})),
     Rewrite("narrow_float64", "tolerance", "compute in float32 what the graph computes in float64", True, TOOLCHAINS,
             narrow_float64),
     Rewrite("decompose_cast_like", "exact", "CastLike as Cast", True, TOOLCHAINS, decompose_cast_like,
@@ -55,8 +57,6 @@ _IN_ORDER: Final = (
             frozenset({"Mish"})),
     Rewrite("decompose_swish", "tolerance", "Swish as x * Sigmoid(alpha x)", True, TOOLCHAINS, decompose_swish,
             frozenset({"Swish"})),
-    Rewrite("decompose_group_normalization", "tolerance", "GroupNormalization out of ReduceMean", True, TOOLCHAINS,
-            decompose_group_normalization, frozenset({"GroupNormalization"})),
     Rewrite("decompose_instance_normalization", "tolerance", "InstanceNormalization out of ReduceMean", True, _LITE,
             decompose_instance_normalization, frozenset({"InstanceNormalization"})),
     Rewrite("decompose_layer_normalization", "tolerance", "LayerNormalization out of ReduceMean, with its epsilon", True,

@@ -46,10 +46,18 @@ class Context:
 
 @dataclass(slots=True)
 class Changes:
-    """What a rewrite did: the names of the nodes (or inputs) it touched, and notes for people. False when nothing."""
+    """What a rewrite did; false when nothing.
+
+    Attributes:
+        nodes: Names of the nodes (or inputs) that it touched.
+        notes: For people.
+        stuck: Nodes that it is meant for and could not replace, and why: for want of a type, perhaps, which inference may
+            find once other nodes are gone.
+    """
 
     nodes: list[str] = field(default_factory=list[str])
     notes: list[str] = field(default_factory=list[str])
+    stuck: list[str] = field(default_factory=list[str])
 
     def __bool__(self) -> bool:
         return bool(self.nodes)

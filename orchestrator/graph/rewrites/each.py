@@ -33,7 +33,7 @@ def each(
                     if replace(Builder(model, node, names), node) is not False:
                         changes.nodes.append(node.name or "")
                 except CannotRewrite as error:
-                    changes.notes.append(f"{node.name} ({node.op_type}) stays: {error}")
+                    changes.stuck.append(f"{node.name} ({node.op_type}) stays: {error}")
             return changes
 
         return apply

@@ -25,9 +25,10 @@ def name_nodes(model: ir.Model, context: Context) -> Changes:
 def fix_shapes(model: ir.Model, context: Context) -> Changes:
     """Fix the named dimensions for which one size is asked; those with several stay, for the compiler's gears."""
     changes = Changes()
+    had = _dimensions(model)
     fixed = {name: sizes[0] for name, sizes in context.shapes.items() if len(sizes) == 1}
     for name, sizes in context.shapes.items():
-        if len(sizes) > 1:
+        if len(sizes) > 1 and name in had:
             changes.notes.append(
                 f"dimension {name!r} stays dynamic; gears {', '.join(map(str, sizes))} go to the compiler"
             )
@@ -36,7 +37,16 @@ def fix_shapes(model: ir.Model, context: Context) -> Changes:
             changes.nodes.append(value.name or "")
     if changes:
         _forget_shapes(model)
+    changes.notes.extend(
+        f"no input has a dimension {name!r}: its sizes change nothing" for name in context.shapes if name not in had
+    )
     return changes
+
+
+def _dimensions(model: ir.Model) -> set[str]:
+    """Return the names of the inputs' dimensions."""
+    shapes = [value.shape for value in model.graph.inputs if value.shape is not None]
+    return {dim.value or "" for shape in shapes for dim in shape if isinstance(dim, ir.SymbolicDim)}
 
 
 def _fix(value: ir.Value, fixed: dict[str, int]) -> bool:
