@@ -53,6 +53,7 @@ class KnownState:
             "generation": live.number,
             "bundle": live.bundle,
             "variant": live.variant,
+            "runtime": live.runtime,
             "pool": live.pool,
             "device": live.device,
             "url": f"{url}/v2/models/{endpoint}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -11,6 +11,9 @@ from orchestrator.cli.options import Environment, Json, RecipePath, Set, new_app
 
 if TYPE_CHECKING:
     from orchestrator.app.recheck import Rechecked
+
+_EXACT_DB: Final = 400.0
+"""How the metrics write the SQNR of identical outputs."""
 
 app = new_app()
 
@@ -57,7 +60,7 @@ def _print(found: Rechecked) -> None:
         [
             link["link"],
             link["device"],
-            "-" if link["worst_sqnr_db"] is None else f"{link['worst_sqnr_db']:.1f} dB",
+            _decibels(link["worst_sqnr_db"]),
             f"{link['min_sqnr_db']:g} dB",
             "not run" if link["passed"] is None else "passed" if link["passed"] else "MISSED",
         ]
@@ -67,3 +70,9 @@ def _print(found: Rechecked) -> None:
     print_table(["link", "computed on", "worst", "asked", "verdict"], rows)
     for miss in found.misses:
         say(f"missed: {miss}")
+
+
+def _decibels(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return "identical" if value >= _EXACT_DB else f"{value:.1f} dB"
