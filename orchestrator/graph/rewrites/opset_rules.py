@@ -245,16 +245,6 @@ def _constant_12(b: Builder, node: ir.Node) -> bool:
     return False
 
 
-def _dft_20(b: Builder, node: ir.Node) -> bool:
-    del b
-    axis = _constant_ints(node, 2, "axis") if argument(node, 2) is not None else (-2,)
-    if axis[0] < 0:
-        axis = (axis[0] % need_rank(needed(node, 0), "the input"),)
-    set_attribute(node, "axis", axis[0])
-    _shorten(node, 2)
-    return True
-
-
 def _quantize_13(b: Builder, node: ir.Node) -> bool:
     """Per-channel scales came with 13; for one scale the axis says nothing."""
     del b
@@ -299,7 +289,6 @@ RULES: Final[Mapping[str, tuple[tuple[int, Rule], ...]]] = {
     "Dropout": ((12, _dropout_12),),
     "Pow": ((12, _pow_12),),
     "Constant": ((12, _constant_12),),
-    "DFT": ((20, _dft_20),),
     "QuantizeLinear": ((13, _quantize_13),),
     "DequantizeLinear": ((13, _quantize_13),),
 }
