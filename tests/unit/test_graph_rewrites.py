@@ -16,6 +16,7 @@ from orchestrator.ascend.quirks import QUIRKS, quirk
 from orchestrator.core.errors import InternalError
 from orchestrator.graph.prove import run_plain
 from orchestrator.graph.rewrites import REWRITES, Changes, Context, rewrite_for
+from orchestrator.recipe.rewrite_names import REWRITE_NAMES
 
 F, I64, BOOL, F64 = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL, TensorProto.DOUBLE
 RNG = np.random.default_rng(3)
@@ -311,3 +312,7 @@ def test_every_quirk_that_names_a_rewrite_has_one_and_approximate_ones_are_off()
     assert all(not r.default for r in REWRITES.values() if r.equivalence == "approximate")
     with pytest.raises(InternalError, match="no quirk 'gone'"):
         quirk("gone")
+
+
+def test_recipes_know_exactly_the_rewrites_that_there_are() -> None:
+    assert sorted(REWRITES) == sorted(REWRITE_NAMES)
