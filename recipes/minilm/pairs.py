@@ -47,5 +47,5 @@ def evaluate(predict: Callable[[Arrays], Arrays]) -> dict[str, float]:
 
 def samples(n: int) -> Iterator[Arrays]:
     """Real inputs, one at a time; the first axis is the batch."""
-    for text in [text for triple in TRIPLES for text in triple][:n]:
+    for text, _, _ in TRIPLES[:n]:
         yield encode([text])
