@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -58,6 +58,26 @@ def canonicalise(
     del model.opset_import[:]
     model.opset_import.extend(onnx.helper.make_opsetid(domain, version) for domain, version in versions)
     return model
+
+
+def publish_outputs(model: onnx.ModelProto, names: Mapping[str, str]) -> None:
+    """Give tensors their public names, in subgraphs too; an inner tensor that has such a name steps aside.
+
+    Args:
+        model: Changed in place.
+        names: Private name -> public name; those that are no outputs are left out.
+    """
+    private = {value.name for value in model.graph.output}
+    names = {name: public for name, public in names.items() if name in private}
+    inputs = {value.name for value in model.graph.input}
+    aside = {public: f"{public}/inner" for public in names.values() if public not in inputs}
+    renamed = {**aside, **names}
+    for graph in _graphs(model.graph):
+        for value in (*graph.output, *graph.value_info, *graph.initializer):
+            value.name = renamed.get(value.name, value.name)
+        for node in graph.node:
+            for values in (node.input, node.output):
+                values[:] = [renamed.get(name, name) for name in values]
 
 
 def _graphs(graph: Any) -> Iterator[Any]:

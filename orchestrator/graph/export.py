@@ -19,9 +19,9 @@ import torch
 
 from orchestrator.ascend.toolchains import PREFERRED_OPSET
 from orchestrator.core.errors import GateError, OrchestratorError
-from orchestrator.graph.canonical import canonicalise
+from orchestrator.graph.canonical import canonicalise, publish_outputs
 from orchestrator.graph.examples import example_inputs, resized
-from orchestrator.graph.exporters import Exported, with_dynamo, with_torchscript
+from orchestrator.graph.exporters import Exported, private_name, with_dynamo, with_torchscript
 from orchestrator.graph.forward import evaluating, forward, tuple_outputs
 from orchestrator.graph.parity import compare
 from orchestrator.graph.read import MODEL_ONNX, Exporter, GraphInfo, inspect_onnx, write_onnx_json
@@ -156,6 +156,7 @@ def _finish(job: _Job, exported: Exported, out: Path) -> GraphInfo:
     if exported.problem:
         raise GateError(exported.problem)
     model = cast("onnx.ModelProto", _onnx.load(exported.path))
+    publish_outputs(model, {private_name(name): name for name in _names(job.outputs)})
     version = next((entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"}), 0)
     if version != exported.opset:
         raise GateError(f"wrote opset {version} though {exported.opset} was asked")

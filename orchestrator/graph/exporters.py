@@ -39,6 +39,13 @@ class Exported:
     warnings: tuple[str, ...] = ()
 
 
+def private_name(output: str) -> str:
+    """Return what an output is called while dynamo exports: it names inner tensors after operators (`mean`, `relu`), and
+    would give an output of the recipe that has such a name to two tensors.
+    """
+    return f"output::{output}"
+
+
 def with_dynamo(
     module: torch.nn.Module,
     inputs: Sequence[TensorSpec],
@@ -47,7 +54,7 @@ def with_dynamo(
     opset: int,
     path: Path,
 ) -> Exported:
-    """Export by `torch.export`."""
+    """Export by `torch.export`; outputs have private names, which `canonical.publish_outputs` makes those of the recipe."""
     binding = bind(module, [spec.name for spec in inputs])
     dims = {name: torch.export.Dim(name) for spec in inputs for name in spec.dynamic.values()}
     shapes = {spec.name: {axis: dims[name] for axis, name in spec.dynamic.items()} for spec in inputs}
@@ -59,7 +66,7 @@ def with_dynamo(
         with _quiet():
             _torch.onnx.export(
                 module, args, path, kwargs=kwargs, dynamo=True, opset_version=opset, verbose=False,
-                input_names=list(binding.names), output_names=[spec.name for spec in outputs],
+                input_names=list(binding.names), output_names=[private_name(spec.name) for spec in outputs],
                 dynamic_shapes=dynamic, external_data=_weight_bytes(module) > _INLINE_BYTES,
             )  # fmt: skip
     except _FAILURES as error:

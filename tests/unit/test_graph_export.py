@@ -150,6 +150,23 @@ class Baked(torch.nn.Module):
         return image.flatten(1)[:, :10] + noise
 
 
+@pytest.mark.parametrize("name", ["embedding", "relu", "linear", "mean"])
+def test_an_output_may_be_called_like_an_operator_inside(tmp_path: Path, name: str) -> None:
+    class Clashing(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.head = torch.nn.Embedding(10, 4), torch.nn.Linear(4, 3)
+
+        def forward(self, ids):
+            return self.head(torch.relu(self.embedding(ids).mean(1)))
+
+    inputs = specs({"ids": {"dtype": "int64", "shape": ["batch", 5]}})
+    outputs = specs({name: {"dtype": "float32", "shape": ["batch", 3]}})
+    info = do_export(Clashing(), tmp_path, inputs=inputs, outputs=outputs)
+    assert (info.exporter, info.tried) == ("dynamo", ())
+    assert inspect_onnx(tmp_path / "model.onnx").outputs == outputs
+
+
 def test_a_size_that_became_a_constant_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export_module, "with_dynamo", export_module.with_torchscript)
     with pytest.raises(GateError, match=r"does not take image\[3, 1, 8, 8\]|became the constant 2"):
