@@ -26,6 +26,7 @@ VERBS: Final[dict[str, dict[str, str]]] = {
     },
     "Convert": {
         "coverage": "Say whether every node of an ONNX file runs on a SoC.",
+        "forecast": "Say what fp16 will make of an ONNX file, and what to keep in fp32.",
         "compile": "Compile an ONNX file for a SoC.",
         "recheck": "Judge stored parity measurements again, by other limits.",
     },

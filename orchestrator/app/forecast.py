@@ -1,0 +1,162 @@
+"""`forecast`: what a graph will compute on a SoC, from a file, samples and nothing else."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+
+from orchestrator.core.errors import UsageError, UserCodeError
+
+if TYPE_CHECKING:
+    from orchestrator.graph.forecast.predict import Evaluate
+    from orchestrator.graph.forecast.result import Forecast
+    from orchestrator.graph.spec import TensorSpec
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ForecastRequest:
+    """What was asked on the command line.
+
+    Attributes:
+        samples: A `.npz` file keyed by input name, or `module:callable` called with `count`; None makes synthetic ones.
+        evaluate: `module:callable`, called with `predict`.
+        keep: `auto`, `none`, or names of nodes.
+        prepare: Forecast what the toolchain's rewrites leave, as a recipe's run does.
+        out: Folder for all files; `html` a path for the page alone.
+    """
+
+    model: Path
+    soc: str | None
+    precision: str
+    samples: str | None = None
+    count: int = 64
+    evaluate: str | None = None
+    keep: str | Sequence[str] = "auto"
+    toolchain: str = "atc"
+    prepare: bool = False
+    accumulate: Literal["fp32", "fp16"] = "fp32"
+    min_sqnr_db: float | None = None
+    min_cosine: float | None = None
+    out: Path | None = None
+    html: Path | None = None
+
+
+def foresee(request: ForecastRequest, progress: Callable[[float, str], None]) -> Forecast:
+    """Make the forecast, and write what was asked for.
+
+    Raises:
+        UsageError: A file is not there, or an option is not of its form.
+        PlanError: SoC or precision mode do not exist or do not fit.
+        UserCodeError: The user's function failed, or the samples are not those that the graph declares.
+        GateError: The graph is refused.
+    """
+    from orchestrator.core.files import write_atomic
+    from orchestrator.graph.forecast.files import write_forecast
+    from orchestrator.graph.forecast.page import page
+
+    if not request.model.is_file():
+        raise UsageError(f"no file {str(request.model)!r}", hint="give the path of an .onnx file")
+    with tempfile.TemporaryDirectory(prefix="orchestrate-forecast-") as folder:
+        found = _run(request, Path(folder), progress)
+    if request.out is not None:
+        write_forecast(found, request.out)
+    if request.html is not None:
+        write_atomic(request.html, page(found).encode())
+    return found
+
+
+def _run(request: ForecastRequest, folder: Path, progress: Callable[[float, str], None]) -> Forecast:
+    from orchestrator.ascend.precision import policy
+    from orchestrator.graph.forecast.batches import fitted
+    from orchestrator.graph.forecast.forecast import forecast
+    from orchestrator.graph.read import inspect_onnx
+    from orchestrator.graph.verdict import thresholds_for
+
+    rules = policy(request.soc, request.precision, accumulate=request.accumulate)
+    graph = _graph(request, folder)
+    inputs = inspect_onnx(graph).inputs
+    samples = None if request.samples is None else fitted(_samples(request.samples, request.count, inputs), inputs)
+    asked = {"min_sqnr_db": request.min_sqnr_db, "min_cosine": request.min_cosine}
+    return forecast(
+        graph,
+        policy=rules,
+        samples=samples,
+        thresholds=thresholds_for(rules.name, asked),
+        evaluate=None if request.evaluate is None else _evaluate(request.evaluate),
+        keep=cast("Literal['auto', 'none'] | Sequence[str]", request.keep),
+        scratch=folder,
+        progress=progress,
+        name=request.model.name,
+    )
+
+
+def _graph(request: ForecastRequest, folder: Path) -> Path:
+    if not request.prepare:
+        return request.model
+    from orchestrator.graph.prepare import prepare
+
+    made = prepare(
+        request.model, folder / "prepared", toolchain=request.toolchain, soc=request.soc, precision=request.precision
+    )
+    return made.path
+
+
+def _samples(where: str, count: int, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
+    if where.endswith(".npz"):
+        return _read_npz(Path(where))
+    if ":" not in where:
+        raise UsageError(
+            f"--samples {where!r} is neither a .npz file nor module:callable", hint="for example --samples real.npz"
+        )
+    return _called(where, count, inputs)
+
+
+def _read_npz(path: Path) -> dict[str, Array]:
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            return {name: found[name] for name in found.files}
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"cannot read {str(path)!r}: {error}", hint="write it with numpy.savez(input=array)"
+        ) from error
+
+
+def _called(entrypoint: str, count: int, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
+    """Call `samples(n)`: an iterator of {input: array} with a leading axis, or one mapping with all samples."""
+    from orchestrator.steps.user_code import load_entrypoint, user_code
+
+    function = load_entrypoint(entrypoint, Path.cwd())
+    with user_code(entrypoint, Path.cwd()):
+        given: Any = function(count)
+        rows: list[Any] = [given] if isinstance(given, Mapping) else list(itertools.islice(given, count))
+    wanted = [spec.name for spec in inputs]
+    if not rows or not all(
+        isinstance(row, Mapping) and set(cast("Mapping[str, Any]", row)) == set(wanted) for row in rows
+    ):
+        raise UserCodeError(
+            f"{entrypoint} gave no samples with the inputs {wanted}", hint="yield {input: ndarray}, axis 0 = sample"
+        )
+    return {name: np.concatenate([np.asarray(row[name]) for row in rows]) for name in wanted}
+
+
+def _evaluate(entrypoint: str) -> Evaluate:
+    from orchestrator.steps.user_code import load_entrypoint, user_code
+
+    function = load_entrypoint(entrypoint, Path.cwd())
+
+    def evaluate(predict: Any) -> Mapping[str, float]:
+        with user_code(entrypoint, Path.cwd()):
+            found = function(predict)
+        if not isinstance(found, Mapping) or not found:
+            raise UserCodeError(f"{entrypoint} returned {found!r:.80}, expected a mapping of metrics")
+        return cast("Mapping[str, float]", found)
+
+    return evaluate
