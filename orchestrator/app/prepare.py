@@ -8,6 +8,7 @@ from pathlib import Path
 
 from orchestrator.app.known import KnownState
 from orchestrator.app.sources import data_identities, source_digests, source_identity
+from orchestrator.app.toolchain import toolchain_identities
 from orchestrator.app.wiring import Workplace
 from orchestrator.core.digests import sha256_json
 from orchestrator.environment import check_against
@@ -57,7 +58,8 @@ def prepare(workplace: Workplace, recipe_path: Path, set_: Sequence[str] = ()) -
     check_against(loaded, environment)
     data = data_identities(recipe, loaded.folder)
     origin = source_identity(recipe, loaded.folder)
-    drafts = make_drafts(recipe, environment, source_digests(recipe, loaded.folder), data, origin)
+    sources, tools = source_digests(recipe, loaded.folder), toolchain_identities(environment.tools)
+    drafts = make_drafts(recipe, environment, sources, data, origin, tools)
     return Prepared(
         workplace,
         loaded,

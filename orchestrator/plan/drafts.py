@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
+from orchestrator.ascend.atc_checks import check_for_target
 from orchestrator.core.errors import PlanError
 from orchestrator.environment import Environment
+from orchestrator.plan import conversion
 from orchestrator.plan.model import Draft, Input, Retries
 from orchestrator.recipe import Recipe
+from orchestrator.recipe.model import Target
 
 SourceDigests = Callable[[Sequence[str], Sequence[str]], Mapping[str, str]]
 """Entry points (`module:function`), words of a command -> digest of each of the user's files that they can reach."""
 
-_PARITY_SAMPLES: Final = 64
 _GOLDEN_SAMPLES: Final = 16
 
 
@@ -23,6 +25,7 @@ def make_drafts(
     sources: SourceDigests,
     data: Mapping[str, str],
     origin: Mapping[str, str] | None = None,
+    tools: Mapping[str, str] | None = None,
 ) -> list[Draft]:
     """Return the recipe's steps.
 
@@ -32,11 +35,12 @@ def make_drafts(
         sources: Digests of the user's files.
         data: Identity of each dataset that the recipe declares.
         origin: Identity of what the recipe's `source:` names.
+        tools: Format -> identity of the compiler for it on the site; empty or absent where there is none.
 
     Raises:
         PlanError: A part that another part needs is absent.
     """
-    return _Drafts(recipe, environment, sources, data, origin or {}).all()
+    return _Drafts(recipe, environment, sources, data, origin or {}, tools or {}).all()
 
 
 class _Drafts:
@@ -47,12 +51,14 @@ class _Drafts:
         sources: SourceDigests,
         data: Mapping[str, str],
         origin: Mapping[str, str],
+        tools: Mapping[str, str],
     ) -> None:
         self._recipe = recipe
         self._environment = environment
         self._sources = sources
         self._data = data
         self._origin = origin
+        self._tools = tools
         self._site = train_site(environment)
         self._own = tuple(step.name for step in recipe.steps)
         self._torch = recipe.model is not None and not (recipe.source is not None and recipe.source.is_graph)
@@ -70,8 +76,10 @@ class _Drafts:
             drafts.append(self._evaluate())
         if self._torch:
             drafts.append(self._export())
+        drafts += [self._forecast(target) for target in recipe.targets if conversion.has_forecast(target)]
         drafts.append(self._bundle())
-        if self._torch and recipe.samples is not None:
+        drafts += [self._compile(target) for target in recipe.targets]
+        if recipe.samples is not None and (self._torch or recipe.targets):
             drafts.append(self._parity())
         drafts.append(self._register())
         if recipe.rollout is not None:
@@ -170,21 +178,43 @@ class _Drafts:
             inputs.append(self._weights())
         if self._recipe.evaluate is not None:
             inputs.append(Input("evaluation", "evaluate", "report"))
+        inputs += conversion.forecast_inputs(self._recipe.targets)
         samples = [self._recipe.samples] if self._recipe.samples else []
         return self._worker("bundle", spec, entrypoints=[*samples, *self._factories()], inputs=tuple(inputs))
 
+    def _forecast(self, target: Target) -> Draft:
+        spec = conversion.forecast_spec(self._recipe, target, self._model_spec())
+        entrypoints = [name for name in (spec["samples"], spec["evaluate"]) if name]
+        return self._worker(
+            "forecast", spec, name=conversion.forecast_name(target), entrypoints=entrypoints, inputs=(self._onnx(),)
+        )
+
+    def _compile(self, target: Target) -> Draft:
+        check_for_target(target.compile, soc_version=target.soc, format_=target.format, target=target.name)
+        tool = self._tools.get(target.format, "")
+        spec = conversion.compile_spec(target, self._model_spec(), self._environment, tool)
+        entrypoints = self._factories() if target.format == "torch" else []
+        inputs = conversion.compile_inputs(target, self._onnx())
+        return self._worker(
+            "compile", spec, name=conversion.compile_name(target), entrypoints=entrypoints, inputs=inputs
+        )
+
     def _parity(self) -> Draft:
-        samples = self._recipe.samples
-        assert samples is not None
-        spec = {**self._model_spec(), "samples": samples, "samples_count": _PARITY_SAMPLES}
-        inputs = (self._weights(), self._onnx())
-        return self._worker("parity", spec, entrypoints=[samples, self._factory()], inputs=inputs, after=("bundle",))
+        spec = conversion.parity_spec(self._recipe, self._model_spec(), self._environment)
+        entrypoints = [*self._factories(), *(name for name in (spec["samples"], spec["evaluate"]) if name)]
+        inputs = [
+            *([self._weights()] if self._torch else []),
+            self._onnx(),
+            *conversion.parity_inputs(self._recipe.targets),
+        ]
+        return self._worker("parity", spec, entrypoints=entrypoints, inputs=tuple(inputs), after=("bundle",))
 
     def _register(self) -> Draft:
         inputs = [Input("bundle", "bundle", "bundle"), self._onnx()]
         if self._torch:
             inputs.append(self._weights())
-        after = ("parity",) if self._torch and self._recipe.samples is not None else ()
+        parity = self._recipe.samples is not None and (self._torch or self._recipe.targets)
+        after = ("parity",) if parity else tuple(conversion.compile_name(target) for target in self._recipe.targets)
         spec = {"name": self._recipe.name}
         return Draft("register", "register", self._site, spec, tuple(inputs), after)
 
@@ -203,9 +233,14 @@ class _Drafts:
                 hint="deploy to a pool with `rehearsal: true`, or leave `rollout` out",
                 place="rollout.pool",
             )
-        spec = {"endpoint": rollout.endpoint, "pool": rollout.pool}
-        inputs = (Input("bundle", "bundle", "bundle"),)
-        return Draft("deploy", "deploy", pool.site, spec, inputs, ("register",), retries=Retries(infra=1))
+        spec: dict[str, Any] = {"endpoint": rollout.endpoint, "pool": rollout.pool}
+        inputs = [Input("bundle", "bundle", "bundle")]
+        target = next((each for each in self._recipe.targets if each.soc == pool.soc), None)
+        if target is not None:  # the first that fits the pool's SoC; without one a rehearsal serves the fp32 graph
+            spec["target"] = target.name
+            spec["parity"] = target.parity.model_dump(mode="json")
+            inputs.append(Input("variant", conversion.compile_name(target), "rehearsal"))
+        return Draft("deploy", "deploy", pool.site, spec, tuple(inputs), ("register",), retries=Retries(infra=1))
 
     def _worker(
         self,
@@ -213,20 +248,21 @@ class _Drafts:
         spec: dict[str, Any],
         *,
         entrypoints: Sequence[str],
+        name: str = "",
         inputs: tuple[Input, ...] = (),
         after: tuple[str, ...] = (),
         timeout_s: float = 0.0,
         data: Mapping[str, str] | None = None,
     ) -> Draft:
         return Draft(
-            name=kind,
+            name=name or kind,
             kind=kind,
             site=self._site,
             spec=spec,
             inputs=inputs,
             after=after,
             sources=self._sources(entrypoints, ()) if entrypoints else {},
-            data=data or (self._data if kind in {"evaluate", "bundle", "parity"} else {}),
+            data=data or (self._data if kind in {"evaluate", "bundle", "forecast", "parity"} else {}),
             retries=Retries(infra=1),
             timeout_s=timeout_s,
         )

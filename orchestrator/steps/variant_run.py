@@ -53,6 +53,4 @@ def _pieces(variant: Variant, samples: Mapping[str, Array]) -> Sequence[dict[str
     first = variant.inputs[0]["shape"][0] if variant.inputs and variant.inputs[0]["shape"] else 1
     size = first if isinstance(first, int) else 1
     count = len(next(iter(samples.values())))
-    return [
-        {name: array[start : start + size] for name, array in samples.items()} for start in range(0, count, size)
-    ]
+    return [{name: array[start : start + size] for name, array in samples.items()} for start in range(0, count, size)]

@@ -24,7 +24,18 @@ from support.project import ROOT, Done, Project
 
 RECIPE = str(ROOT / "recipes" / "digits" / "recipe.yaml")
 LOCAL = str(ROOT / "configs" / "local.yaml")
-STEPS = ["preflight", "train", "evaluate", "export", "bundle", "parity", "register", "deploy"]
+STEPS = [
+    "preflight",
+    "train",
+    "evaluate",
+    "export",
+    "forecast-npu",
+    "bundle",
+    "compile-npu",
+    "parity",
+    "register",
+    "deploy",
+]
 
 
 def run(project: Project, *arguments: str, **extra: str) -> Done:

@@ -26,7 +26,18 @@ def drafts_with(rehearsal: str, folder: Path) -> list[str]:
 
 
 def test_the_main_job_has_its_steps(tmp_path: Path):
-    names = ["preflight", "train", "evaluate", "export", "bundle", "parity", "register", "deploy"]
+    names = [
+        "preflight",
+        "train",
+        "evaluate",
+        "export",
+        "forecast-npu",
+        "bundle",
+        "compile-npu",
+        "parity",
+        "register",
+        "deploy",
+    ]
     assert drafts_with("true", tmp_path) == names
 
 

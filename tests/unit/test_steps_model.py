@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from orchestrator.bundle.oci import unpack
 from orchestrator.bundle.store import Store
 from orchestrator.core.errors import GateError, OrchestratorError, TrackingError, UserCodeError
 from orchestrator.graph.run_onnx import OnnxModel
+from orchestrator.plan.gates import judge_result
 from orchestrator.steps import bundle, evaluate, export, parity, preflight, source
 from orchestrator.steps.api import CHECKPOINT, SiteInfo, StepContext, StepResult
 
@@ -156,24 +158,36 @@ def test_weights_of_another_network_are_named(bench: Bench, tmp_path: Path) -> N
         bench.run(export, {"model": MODEL, "targets": TARGETS}, checkpoint=tmp_path)
 
 
+PARITY = {
+    "model": MODEL,
+    "targets": [],
+    "parity": {},
+    "tools": {},
+    "evaluate": None,
+    "samples": "user_functions:samples",
+    "samples_count": 8,
+}
+
+
 def test_parity_holds_for_a_true_export(bench: Bench, onnx: Path) -> None:
-    spec = {"model": MODEL, "targets": TARGETS, "samples": "user_functions:samples", "samples_count": 8}
-    done = bench.run(parity, spec, checkpoint=bench.checkpoint, onnx=onnx)
-    found = report(done)
-    assert found["samples"] == 8
-    assert found["verdict"]["passed"]
-    assert found["metrics"]["y"]["worst_sqnr_db"] >= 80
-    assert done.metrics["max_abs.y"] < 1e-5
+    done = bench.run(parity, PARITY, checkpoint=bench.checkpoint, onnx=onnx)
+    (link,) = report(done)["links"]
+    assert (done.facts["samples"], link["candidate"], link["reference"]) == (8, "onnx", "torch")
+    assert link["metrics"]["y"]["worst_sqnr_db"] >= 80
+    assert done.metrics["max_abs.onnx.y"] < 1e-5
+    assert judge_result("parity", PARITY, {"metrics": done.metrics, "facts": done.facts}) is None
 
 
 def test_parity_says_by_how_much_a_false_export_is_off(bench: Bench, onnx: Path, tmp_path: Path) -> None:
     tensors = load_file(bench.checkpoint / "model.safetensors")
     tensors["2.bias"] = tensors["2.bias"] + 0.05
     save_file(tensors, tmp_path / "model.safetensors")
-    spec = {"model": MODEL, "targets": TARGETS, "samples": "user_functions:samples", "samples_count": 8}
-    with pytest.raises(GateError, match=r"SQNR -?[\d.]+ dB at sample \d+, asked 80 dB") as error:
-        bench.run(parity, spec, checkpoint=tmp_path, onnx=onnx)
-    assert error.value.details["minimum"]["y"]["min_sqnr_db"] < 80
+    done = bench.run(parity, PARITY, checkpoint=tmp_path, onnx=onnx)
+    error = judge_result("parity", PARITY, {"metrics": done.metrics, "facts": done.facts})
+    assert error is not None
+    assert re.search(
+        r"torch → onnx: y: SQNR -?[\d.]+ dB at sample \d+, asked 80 dB \(would pass: min_sqnr_db", error.message
+    )
 
 
 @pytest.mark.parametrize(
