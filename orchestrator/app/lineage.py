@@ -56,7 +56,7 @@ def lineage(ledger: Ledger, asked: str) -> Lineage:
     everything = [*back, *(d for d in forward if d not in back)]
     rows = {digest: ledger.artifacts.get(digest) for digest in everything}
     generations = [g for endpoint in ledger.generations.endpoints() for g in ledger.generations.list(endpoint)]
-    touched = [g for g in generations if g.artifact in rows or g.bundle in rows]
+    touched = [g for g in generations if {g.artifact, g.bundle, g.variant_artifact} & set(rows)]
     makers = (row.execution for row in rows.values() if row is not None and row.execution)
     own = [asked] if _is_execution(ledger, asked) else []
     executions = list(dict.fromkeys([*own, *makers]))
@@ -74,7 +74,7 @@ def _seeds(ledger: Ledger, asked: str) -> list[str]:
     if generation and generation[1] in ledger.generations.endpoints():
         for row in ledger.generations.list(generation[1]):
             if row.number == int(generation[2]):
-                return [row.bundle]
+                return _built(row)
     inside = _DIGEST_INSIDE.search(asked)
     if inside:
         digest = f"sha256:{inside[1]}"
@@ -90,11 +90,16 @@ def _seeds(ledger: Ledger, asked: str) -> list[str]:
     if asked in ledger.generations.endpoints():
         live = ledger.generations.live(asked)
         if live is not None:
-            return [live.bundle]
+            return _built(live)
     raise UsageError(
         f"nothing is known of {asked[:100]!r}",
         hint="give an execution id, a digest (or its first 12 digits), `endpoint/generation`, or an x-orchestrate-bundle header",
     )
+
+
+def _built(row: Generation) -> list[str]:
+    """Return what a generation serves: its bundle and, where one is loaded, its variant."""
+    return [digest for digest in (row.bundle, row.variant_artifact) if digest]
 
 
 def _is_execution(ledger: Ledger, asked: str) -> bool:
@@ -143,6 +148,7 @@ def _generation(row: Generation) -> dict[str, Any]:
         "state": str(row.state),
         "pool": row.pool,
         "bundle": row.bundle,
+        "variant": row.variant,
         "device": row.device,
     }
 

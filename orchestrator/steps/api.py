@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 CHECKPOINT = "application/vnd.orchestrate.checkpoint.v1"
 ONNX = "application/vnd.orchestrate.onnx.v1"
+TWIN = "application/vnd.orchestrate.twin.v1"
 BUNDLE = "application/vnd.orchestrate.bundle.v1"
 REPORT = "application/vnd.orchestrate.report.v1"
 FILES = "application/vnd.orchestrate.files.v1"

@@ -20,7 +20,7 @@ from orchestrator.graph.prepare import PREPARED_JSON
 from orchestrator.graph.read import MODEL_ONNX, inspect_onnx, model_file, write_onnx_json
 from orchestrator.graph.twin.write import write_twin
 from orchestrator.graph.verdict import thresholds_for
-from orchestrator.steps.api import ONNX, Output, StepContext, StepResult
+from orchestrator.steps.api import ONNX, TWIN, Output, StepContext, StepResult
 from orchestrator.steps.model_inputs import Predict, real_samples
 from orchestrator.steps.preflight_targets import TargetCheck, check_target, refusal, warnings
 from orchestrator.steps.reports import report
@@ -64,7 +64,7 @@ def run(ctx: StepContext) -> StepResult:
         "verdict": found.verdict, "status": found.status, "reasons": list(found.reasons), "samples": found.samples,
         "keep": list(found.keep.nodes), "policy": rules.to_json(), "first_bad": found.first_bad_cumulative,
     }  # fmt: skip
-    outputs = {"graph": Output(graph.parent, ONNX), "twin": Output(twin, ONNX), "report": written}
+    outputs = {"graph": Output(graph.parent, ONNX), "twin": Output(twin, TWIN), "report": written}
     return StepResult(outputs, metrics, facts)
 
 
