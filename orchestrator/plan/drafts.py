@@ -59,6 +59,7 @@ class _Drafts:
         self._data = data
         self._origin = origin
         self._tools = tools
+        self._cann = {"cann": tools.get("om", "")}  # its operator tables beat the shipped ones
         self._site = train_site(environment)
         self._own = tuple(step.name for step in recipe.steps)
         self._torch = recipe.model is not None and not (recipe.source is not None and recipe.source.is_graph)
@@ -106,7 +107,7 @@ class _Drafts:
         )
 
     def _preflight(self) -> Draft:
-        return self._worker("preflight", self._model_spec(), entrypoints=[self._factory()])
+        return self._worker("preflight", {**self._model_spec(), **self._cann}, entrypoints=[self._factory()])
 
     def _train(self) -> Draft:
         train = self._recipe.train
@@ -183,7 +184,7 @@ class _Drafts:
         return self._worker("bundle", spec, entrypoints=[*samples, *self._factories()], inputs=tuple(inputs))
 
     def _forecast(self, target: Target) -> Draft:
-        spec = conversion.forecast_spec(self._recipe, target, self._model_spec())
+        spec = {**conversion.forecast_spec(self._recipe, target, self._model_spec()), **self._cann}
         entrypoints = [name for name in (spec["samples"], spec["evaluate"]) if name]
         return self._worker(
             "forecast", spec, name=conversion.forecast_name(target), entrypoints=entrypoints, inputs=(self._onnx(),)
