@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from typing import Final
 
-from orchestrator.serving.answer import write_answer
 from orchestrator.serving.errors import RequestError
-from orchestrator.serving.exchange import JSON, OCTETS
 from orchestrator.serving.framing import encode_batch, pieces_of
 from orchestrator.serving.lanes import Batch, Lane, Replica, Request
 from orchestrator.serving.link import Frame, Kind, LinkError, decode_tensors, encode
+from orchestrator.serving.queueing import enqueue, take_batch, take_useless
 from orchestrator.serving.record import Recorder
 from orchestrator.serving.tensors import Tensor
 from orchestrator.serving.wire import read_statuses
 
-MAX_BATCH_BYTES: Final = 64 << 20
-"""Requests are joined up to this size; a single larger one goes alone."""
 _MAX_ATTEMPTS: Final = 2
 
 
@@ -45,7 +42,7 @@ class Dispatcher:
             raise RequestError("too many requests are waiting", status=429, kind="queue_full", retry_after_s=1)
         if not lane.replicas and request.arrived - lane.lonely_since > self._replica_grace_s:
             raise no_replica(lane)
-        lane.queue.append(request)
+        enqueue(lane.queue, request)
         self._pump_lane(lane, request.arrived)
 
     def _finish(
@@ -58,7 +55,10 @@ class Dispatcher:
         batch: int = 0,
         compute_us: int = 0,
     ) -> None:
-        lane = request.lane
+        lane, queue_s, total_s = request.lane, (request.sent or now) - request.arrived, now - request.arrived
+        lane.statistics.ended(
+            ok=status == 200, rows=request.fitted.rows, queue_s=queue_s, compute_us=compute_us, total_s=total_s
+        )
         self._recorder.record(
             lane.endpoint,
             lane.generation,
@@ -66,17 +66,18 @@ class Dispatcher:
             kind,
             replica=replica,
             batch_size=batch,
-            queue_s=(request.sent or now) - request.arrived,
+            queue_s=queue_s,
             compute_us=compute_us,
-            total_s=now - request.arrived,
+            total_s=total_s,
             synthetic=request.synthetic,
         )
 
     def _fail(self, request: Request, error: RequestError, now: float, replica: str = "") -> None:
-        if request.exchange.done:
+        caller = request.caller
+        if caller.done:
             return
-        gone = request.exchange.gone
-        request.exchange.fail(error.status, error.message, request.lane.headers + retry_after(error))
+        gone = caller.gone
+        caller.refuse(error, request.lane)
         status, kind = (499, "client_gone") if gone else (error.status, error.kind)
         self._finish(request, status, kind, now, replica)
 
@@ -99,7 +100,9 @@ class Dispatcher:
         self._drain_when_idle(replica)
 
     def _send_batch(self, replica: Replica, lane: Lane, now: float) -> None:
-        requests = self._take(lane, replica.signature.max_batch, now)
+        requests, dropped = take_batch(lane.queue, replica.signature.max_batch, now)
+        for request in dropped:
+            self._fail(request, _no_use(request), now)
         if not requests:
             return
         rows = [request.fitted.rows for request in requests]
@@ -112,31 +115,6 @@ class Dispatcher:
         replica.credits -= 1
         lane.in_flight += len(requests)
         replica.send(encode_batch(batch, replica.signature.max_batch > 1))
-
-    def _take(self, lane: Lane, max_batch: int, now: float) -> list[Request]:
-        """Take the head of the queue and all that may run with it; clients that have gone are dropped on the way."""
-        queue, taken, rows, size = lane.queue, list[Request](), 0, 0
-        while queue:
-            head = queue[0]
-            if head.exchange.done or head.exchange.gone:
-                queue.popleft()
-                self._fail(head, RequestError("the client has gone", status=499, kind="client_gone"), now)
-                continue
-            fitted = head.fitted
-            # What has already cost one replica runs alone: if it is the cause, it takes no others with it.
-            if taken and (
-                head.attempts
-                or taken[0].attempts
-                or len(taken) >= max_batch
-                or rows + fitted.rows > max_batch
-                or size + fitted.size_bytes > MAX_BATCH_BYTES
-                or fitted.key != taken[0].fitted.key
-            ):
-                break
-            taken.append(queue.popleft())
-            rows += fitted.rows
-            size += fitted.size_bytes
-        return taken
 
     # --- what replicas say ---
 
@@ -155,6 +133,7 @@ class Dispatcher:
         del replica.batches[frame.id]
         replica.credits += statuses.credit
         rows = sum(batch.rows)
+        batch.requests[0].lane.statistics.executed(rows, statuses.compute_us)
         for request, error in zip(batch.requests, statuses.errors, strict=True):
             request.lane.in_flight -= 1
             if error is not None:
@@ -166,21 +145,15 @@ class Dispatcher:
     def _answer(
         self, request: Request, outputs: list[Tensor], replica: str, now: float, rows: int, compute_us: int
     ) -> None:
-        exchange, lane = request.exchange, request.lane
-        if exchange.done:
+        caller = request.caller
+        if caller.done:
             return
+        gone = caller.gone
         try:
-            body, json_size = write_answer(
-                request.fitted, outputs, name=lane.endpoint, version=lane.version, request_id=request.request_id
-            )
+            caller.answer(request, outputs)
         except RequestError as error:
             self._fail(request, error, now, replica)
             return
-        gone = exchange.gone
-        if json_size is None:
-            exchange.reply(200, body, JSON, lane.headers)
-        else:
-            exchange.reply(200, body, OCTETS, b"%binference-header-content-length: %d\r\n" % (lane.headers, json_size))
         status, kind = (499, "client_gone") if gone else (200, "")
         self._finish(request, status, kind, now, replica, rows, compute_us)
 
@@ -241,9 +214,8 @@ class Dispatcher:
     def sweep(self, now: float) -> None:
         """Answer 504 and 503 where it is due, and let go of retired lanes; call this every 50 ms or so."""
         for lane in list(self.lanes):
-            for request in [r for r in lane.queue if r.deadline <= now or r.exchange.done]:
-                lane.queue.remove(request)
-                self._fail(request, _too_late(), now)
+            for request in take_useless(lane.queue, now):
+                self._fail(request, _no_use(request), now)
             lonely = not lane.replicas and (lane.retired or now - lane.lonely_since > self._replica_grace_s)
             while lonely and lane.queue:
                 self._fail(lane.queue.popleft(), no_replica(lane), now)
@@ -279,9 +251,10 @@ def no_replica(lane: Lane) -> RequestError:
     return RequestError(text, status=503, kind="no_replica", retry_after_s=1)
 
 
-def retry_after(error: RequestError) -> bytes:
-    """Return the header line of an error, or nothing."""
-    return b"retry-after: %d\r\n" % error.retry_after_s if error.retry_after_s else b""
+def _no_use(request: Request) -> RequestError:
+    if request.caller.gone:
+        return RequestError("the client has gone", status=499, kind="client_gone")
+    return _too_late()
 
 
 def _too_late() -> RequestError:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import orjson
 
-from orchestrator.serving.tensors import Buffer
+from orchestrator.serving import codings
+from orchestrator.serving.answer import write_answer
+from orchestrator.serving.errors import RequestError
+from orchestrator.serving.tensors import Buffer, Tensor
+
+if TYPE_CHECKING:
+    from orchestrator.serving.lanes import Lane, Request
 
 JSON: Final = b"application/json"
 OCTETS: Final = b"application/octet-stream"
@@ -38,6 +45,10 @@ class Channel(Protocol):
 
     lost: bool
 
+    def hold(self, more: int) -> None:
+        """Count `more` bytes of a body; raises `RequestError` where the server holds too many."""
+        ...
+
     def answered(self, exchange: Exchange, size: int) -> None:
         """Called once, when the answer of `size` bytes is ready."""
         ...
@@ -63,11 +74,22 @@ class Exchange:
         """Whether the client has closed the connection."""
         return self._channel.lost
 
+    def replace_body(self, body: Buffer) -> None:
+        """Put the decoded body in the place of the coded one.
+
+        Raises:
+            RequestError: 503, the server holds too many.
+        """
+        self._channel.hold(len(body) - len(self.body))
+        self.body = body
+
     def reply(self, status: int, body: Sequence[Buffer], content_type: bytes = JSON, extra: bytes = b"") -> None:
         """Answer; a second answer is ignored. `extra` is whole header lines, each with its CRLF."""
-        if self.done:
-            return
-        self.done = True
+        if not self.done:
+            self.done = True
+            self._write(status, body, content_type, extra)
+
+    def _write(self, status: int, body: Sequence[Buffer], content_type: bytes, extra: bytes) -> None:
         size = sum(map(len, body))
         end = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
         head = b"%bcontent-type: %b\r\ncontent-length: %d\r\n%b%b" % (
@@ -84,6 +106,45 @@ class Exchange:
         """Answer with `{"error": message}`; the message is made one line of at most 600 characters."""
         text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message[:600])
         self.reply(status, [orjson.dumps({"error": text.encode("utf-8", "replace").decode()})], JSON, extra)
+
+    def answer(self, request: Request, outputs: Sequence[Tensor]) -> None:
+        """Answer an infer request.
+
+        Raises:
+            RequestError: JSON was asked for and cannot carry a value.
+        """
+        lane = request.lane
+        body, json_size = write_answer(
+            request.fitted, outputs, name=lane.endpoint, version=lane.version, request_id=request.request_id
+        )
+        kind, extra = JSON, lane.headers
+        if json_size is not None:
+            kind, extra = OCTETS, b"%binference-header-content-length: %d\r\n" % (extra, json_size)
+        if sum(map(len, body)) >= codings.MIN_ANSWER_BYTES:
+            coding = codings.accepted(self.headers.get(b"accept-encoding", b""))
+            if coding is not None:
+                self._reply_coded(body, kind, extra, coding)
+                return
+        self.reply(200, body, kind, extra)
+
+    def _reply_coded(self, body: Sequence[Buffer], kind: bytes, extra: bytes, coding: bytes) -> None:
+        if self.done:
+            return
+        self.done = True
+        extra = b"%bcontent-encoding: %b\r\nvary: accept-encoding\r\n" % (extra, coding)
+        if sum(map(len, body)) <= codings.INLINE_ANSWER_BYTES:
+            self._write(200, [codings.encode(body, coding)], kind, extra)
+            return
+        # The answer is given, and its turn is kept; only the bytes come later.
+        work = asyncio.get_running_loop().run_in_executor(codings.WORKERS, codings.encode, body, coding)
+        work.add_done_callback(lambda done: self._write(200, [done.result()], kind, extra))
+
+    def refuse(self, error: RequestError, lane: Lane | None = None) -> None:
+        """Answer with an error, and with the headers of the lane that was chosen."""
+        extra = lane.headers if lane else b""
+        if error.retry_after_s:
+            extra += b"retry-after: %d\r\n" % error.retry_after_s
+        self.fail(error.status, error.message, extra)
 
     def take_answer(self) -> list[Buffer] | None:
         """Return the rendered answer, or None while there is none."""

@@ -1,44 +1,41 @@
-"""The public door: Open Inference Protocol v2 paths to answers."""
+"""The public door: Open Inference Protocol v2 paths, and Triton's read-only additions, to answers."""
 
 from __future__ import annotations
 
+import asyncio
+import math
 import re
 import time
-from typing import Final
+from typing import Final, cast
 from urllib.parse import unquote
 
 import orjson
 
-from orchestrator import __version__
-from orchestrator.serving.dispatch import Dispatcher, retry_after
+from orchestrator.serving import codings, describe
+from orchestrator.serving.admission import Admission
 from orchestrator.serving.errors import RequestError
 from orchestrator.serving.exchange import Exchange
-from orchestrator.serving.lanes import Lane, Request
+from orchestrator.serving.limits import Limits
 from orchestrator.serving.oip import parse_request
-from orchestrator.serving.record import Recorder
-from orchestrator.serving.routes import EndpointRoute, Routes, signature_of
-from orchestrator.serving.signature import fit
+from orchestrator.serving.routes import Place, Routes
 
-_MODEL: Final = re.compile(r"/v2/models/([^/]*)(?:/versions/([^/]*))?(/infer|/ready)?")
-_SERVER: Final = orjson.dumps({"name": "orchestrate", "version": __version__, "extensions": ["binary_tensor_data"]})
+_MODEL: Final = re.compile(r"/v2/models/([^/]*)(?:/versions/([^/]*))?(/infer|/ready|/config|/stats)?")
 _TYPES: Final = (b"application/json", b"application/octet-stream", b"")
 _CACHE: Final = 1024
-
-Place = tuple[EndpointRoute, int | None]
+_PATIENCE: Final = b"x-request-timeout-seconds"
 
 
 class Front:
     """Handles the exchanges of the public listener.
 
     Args:
-        request_timeout_s: From the whole request to its answer; a client may ask for less with parameter `timeout`.
+        limits: Of the listener; what a coded body decodes to is held to them as well.
     """
 
-    def __init__(self, routes: Routes, dispatcher: Dispatcher, recorder: Recorder, request_timeout_s: float) -> None:
+    def __init__(self, routes: Routes, admission: Admission, limits: Limits) -> None:
         self._routes = routes
-        self._dispatcher = dispatcher
-        self._recorder = recorder
-        self._timeout_s = request_timeout_s
+        self._admission = admission
+        self._limits = limits
         self._infer: dict[bytes, Place] = {}
 
     def table_changed(self) -> None:
@@ -54,86 +51,97 @@ class Front:
         try:
             self._route(exchange)
         except RequestError as error:
-            exchange.fail(error.status, error.message, retry_after(error))
+            exchange.refuse(error)
 
     def _route(self, exchange: Exchange) -> None:
         path = exchange.target.partition(b"?")[0].decode("latin-1")
         if path in ("/v2", "/v2/"):
-            if allowed(exchange, b"GET, HEAD"):
-                exchange.reply(200, [_SERVER])
-        elif path in ("/v2/health/live", "/v2/health/ready"):
-            self._health(exchange, path)
+            _show(exchange, describe.server())
+        elif path == "/v2/health/live":
+            _show(exchange, {"live": True})
+        elif path == "/v2/health/ready":
+            ready = self._routes.ready()
+            _show(exchange, {"ready": ready, "live": True}, 200 if ready else 503)
+        elif path == "/v2/models/stats" and "stats" not in self._routes.endpoints:
+            _show(exchange, describe.statistics(self._routes, None))
+        elif path == "/v2/repository/index":
+            self._index(exchange)
         elif (match := _MODEL.fullmatch(path)) is not None:
             self._model(exchange, match)
         else:
             raise RequestError("no such path", status=404, kind="not_found")
 
-    def _health(self, exchange: Exchange, path: str) -> None:
-        if not allowed(exchange, b"GET, HEAD"):
+    def _index(self, exchange: Exchange) -> None:
+        if not allowed(exchange, b"POST"):
             return
-        if path == "/v2/health/live":
-            exchange.reply(200, [b'{"live":true}'])
-            return
-        ready = all(route.ready(None) for route in self._routes.endpoints.values() if route.splitter.weights)
-        exchange.reply(
-            200 if ready else 503, [b'{"ready":true,"live":true}' if ready else b'{"ready":false,"live":true}']
-        )
+        try:
+            asked: object = orjson.loads(exchange.body) if exchange.body else {}
+        except orjson.JSONDecodeError as error:
+            raise RequestError(f"the request is no valid JSON: {error}") from error
+        ready = cast("dict[str, object]", asked).get("ready", False) if isinstance(asked, dict) else None
+        if not isinstance(ready, bool):
+            raise RequestError('the request must be an object such as {"ready": true}')
+        exchange.reply(200, [orjson.dumps(describe.index(self._routes, ready=ready))])
 
     def _model(self, exchange: Exchange, match: re.Match[str]) -> None:
         name, version, verb = unquote(match[1]), match[2], match[3]
-        route = self._routes.endpoints.get(name)
-        if route is None:
-            raise RequestError(f"Request for unknown model: {name[:80]!r} is not found", status=404, kind="not_found")
-        generation = None if version is None else _generation(route, version)
+        if version == "":
+            raise RequestError("the version is empty", status=404, kind="not_found")
+        place = self._routes.find(name, version and unquote(version))
         if verb == "/infer":
             if not allowed(exchange, b"POST"):
                 return
             if len(self._infer) < _CACHE:
-                self._infer[exchange.target] = (route, generation)
-            self._do_infer(exchange, (route, generation))
-        elif not allowed(exchange, b"GET, HEAD"):
-            return
+                self._infer[exchange.target] = place
+            self._do_infer(exchange, place)
         elif verb == "/ready":
-            ready = route.ready(generation)
-            exchange.reply(200 if ready else 503, [orjson.dumps({"name": name, "ready": ready})])
+            ready = place[0].ready(place[1])
+            _show(exchange, {"name": name, "ready": ready}, 200 if ready else 503)
+        elif verb == "/config":
+            _show(exchange, describe.config(place))
+        elif verb == "/stats":
+            _show(exchange, describe.statistics(self._routes, place))
         else:
-            exchange.reply(200, [orjson.dumps(route.metadata(generation))])
+            _show(exchange, describe.metadata(place))
 
     def _do_infer(self, exchange: Exchange, place: Place) -> None:
-        lane: Lane | None = None
-        now = time.monotonic()
+        arrived, headers = time.monotonic(), exchange.headers
         try:
-            headers = exchange.headers
             if not _type_allowed(headers.get(b"content-type", b"")):
                 raise RequestError("content-type must be application/json or application/octet-stream", status=415)
-            if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-                raise RequestError("content-encoding is not supported", status=415)
-            asked = parse_request(exchange.body, headers.get(b"inference-header-content-length"))
-            lane = place[0].choose(place[1])
-            fitted = fit(asked, signature_of(lane))
-            timeout_s = self._timeout_s
-            if asked.timeout_us is not None:
-                timeout_s = min(timeout_s, asked.timeout_us / 1e6)
-            synthetic = b"x-orchestrate-probe" in headers
-            request = Request(exchange, lane, fitted, asked.id, now, now + timeout_s, synthetic)
-            self._dispatcher.submit(request)
+            coding = headers.get(b"content-encoding", b"identity")
+            if coding != b"identity" and coding.lower() != b"identity":
+                self._decode(exchange, place, coding, arrived)
+                return
+            self._submit(exchange, place, arrived)
         except RequestError as error:
-            self._refused(exchange, place[0], lane, error, now)
+            self._refuse(exchange, place, error, arrived)
 
-    def _refused(
-        self, exchange: Exchange, route: EndpointRoute, lane: Lane | None, error: RequestError, arrived: float
-    ) -> None:
-        exchange.fail(error.status, error.message, (lane.headers if lane else b"") + retry_after(error))
-        took_s = time.monotonic() - arrived
-        self._recorder.record(
-            route.name,
-            lane.generation if lane else None,
-            error.status,
-            error.kind,
-            queue_s=took_s,
-            total_s=took_s,
-            synthetic=b"x-orchestrate-probe" in exchange.headers,
-        )
+    def _submit(self, exchange: Exchange, place: Place, arrived: float) -> None:
+        headers = exchange.headers
+        patience_s = _patience_s(headers[_PATIENCE]) if _PATIENCE in headers else math.inf
+        asked = parse_request(exchange.body, headers.get(b"inference-header-content-length"))
+        self._admission.submit(exchange, place, asked, arrived, patience_s, b"x-orchestrate-probe" in headers)
+
+    def _refuse(self, exchange: Exchange, place: Place, error: RequestError, arrived: float) -> None:
+        self._admission.refuse(exchange, place, None, error, arrived, b"x-orchestrate-probe" in exchange.headers)
+
+    def _decode(self, exchange: Exchange, place: Place, coding: bytes, arrived: float) -> None:
+        body, limit = exchange.body, self._limits.body
+        if len(body) <= codings.INLINE_BYTES:
+            exchange.replace_body(codings.decode(body, coding, limit))
+            self._submit(exchange, place, arrived)
+            return
+
+        def go_on(done: asyncio.Future[bytes]) -> None:
+            try:
+                exchange.replace_body(done.result())
+                self._submit(exchange, place, arrived)
+            except RequestError as error:
+                self._refuse(exchange, place, error, arrived)
+
+        loop = asyncio.get_running_loop()
+        loop.run_in_executor(codings.WORKERS, codings.decode, body, coding, limit).add_done_callback(go_on)
 
 
 def allowed(exchange: Exchange, methods: bytes) -> bool:
@@ -144,12 +152,20 @@ def allowed(exchange: Exchange, methods: bytes) -> bool:
     return False
 
 
+def _show(exchange: Exchange, shown: object, status: int = 200) -> None:
+    if allowed(exchange, b"GET, HEAD"):
+        exchange.reply(status, [orjson.dumps(shown)])
+
+
 def _type_allowed(content_type: bytes) -> bool:
     return content_type in _TYPES or content_type.partition(b";")[0].strip().lower() in _TYPES
 
 
-def _generation(route: EndpointRoute, version: str) -> int:
-    if not (version.isascii() and version.isdigit() and len(version) < 12 and int(version) in route.lanes):
-        text = f"Request for unknown model: {route.name!r} version {unquote(version)[:40]} is not found"
-        raise RequestError(text, status=404, kind="not_found")
-    return int(version)
+def _patience_s(value: bytes) -> float:
+    try:
+        found = float(value)
+    except ValueError:
+        found = math.nan
+    if not 0 < found < math.inf:
+        raise RequestError(f"{_PATIENCE.decode()} must be a number of seconds above 0, not {value[:40]!r}")
+    return found

@@ -6,40 +6,23 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, cast
 
 import httptools
 
+from orchestrator.serving.errors import RequestError
 from orchestrator.serving.exchange import Exchange
+from orchestrator.serving.limits import Limits
 
 _log: Final = logging.getLogger(__name__)
 _SINGLE: Final = frozenset(
     (b"host", b"content-type", b"content-encoding", b"inference-header-content-length", b"authorization", b"expect")
 )
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_RETRY: Final = b"retry-after: 1\r\n"
 _NEVER: Final = float("inf")
 _LINGER_S: Final = 2.0
 _JOIN_BYTES: Final = 1 << 16
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a client may ask of the server. Sizes in bytes, times in seconds.
-
-    Attributes:
-        buffered: All bodies that are held at once, over all connections; then 503.
-        pipeline: Unanswered requests on one connection before it is read no further.
-    """
-
-    body: int = 64 << 20
-    head: int = 16 << 10
-    buffered: int = 1 << 30
-    connections: int = 10_000
-    pipeline: int = 64
-    head_s: float = 10.0
-    body_s: float = 30.0
-    idle_s: float = 75.0
 
 
 Handler = Callable[[Exchange], None]
@@ -114,7 +97,7 @@ class Connection(asyncio.Protocol):
         self._body_bytes = 0
         self._body = b""
         for exchange in self._waiting:
-            if exchange.done:
+            if exchange.take_answer() is not None:
                 self._server.buffered_bytes -= len(exchange.body)
         self._waiting.clear()
 
@@ -265,6 +248,12 @@ class Connection(asyncio.Protocol):
         if self._paused and not self._write_blocked and len(waiting) < self._limits.pipeline // 2:
             self._pause(paused=False)
 
+    def hold(self, more: int) -> None:
+        """Count bytes that a body has grown by; it shrinks again with the answer."""
+        if more > 0 and self._server.buffered_bytes + more > self._limits.buffered:
+            raise RequestError("the server holds too many request bodies", status=503, kind="overload", retry_after_s=1)
+        self._server.buffered_bytes += more
+
     def _end(self) -> None:
         """Close after what has been written; what the client still sends is dropped, so that it can read our answer."""
         self._closing = True
@@ -281,7 +270,7 @@ class Connection(asyncio.Protocol):
         exchange.keep_alive = False
         self._waiting.append(exchange)
         self._closing = True
-        exchange.fail(status, message)
+        exchange.fail(status, message, _RETRY if status == 503 else b"")
 
     def expire(self) -> None:
         """The deadline has passed."""

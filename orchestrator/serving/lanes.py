@@ -5,24 +5,55 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from orchestrator.serving.exchange import Exchange
+from orchestrator.serving.errors import RequestError
+from orchestrator.serving.oip import LAST
 from orchestrator.serving.signature import Fitted, Signature
+from orchestrator.serving.statistics import LaneStatistics
 from orchestrator.serving.table import Generation
-from orchestrator.serving.tensors import Buffer
+from orchestrator.serving.tensors import Buffer, Tensor
+
+
+class Caller(Protocol):
+    """Who waits for the answer of a request, by whatever protocol."""
+
+    done: bool
+
+    @property
+    def gone(self) -> bool:
+        """Whether nobody waits any more."""
+        ...
+
+    def answer(self, request: Request, outputs: Sequence[Tensor]) -> None:
+        """Answer with success; a second answer is ignored.
+
+        Raises:
+            RequestError: The protocol cannot carry these outputs.
+        """
+        ...
+
+    def refuse(self, error: RequestError, lane: Lane | None) -> None:
+        """Answer with an error; a second answer is ignored."""
+        ...
 
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """A request that fits its lane's model and waits or runs. Times are of `time.monotonic()`."""
+    """A request that fits its lane's model and waits or runs. Times are of `time.monotonic()`.
 
-    exchange: Exchange
+    Attributes:
+        priority: Smaller goes first.
+    """
+
+    caller: Caller
     lane: Lane
     fitted: Fitted
     request_id: str | None
     arrived: float
     deadline: float
     synthetic: bool
+    priority: int = LAST
     sent: float = 0.0
     attempts: int = 0
 
@@ -50,6 +81,7 @@ class Lane:
     retired: bool = False
     headers: bytes = b""
     version: str = ""
+    statistics: LaneStatistics = field(default_factory=LaneStatistics)
 
     def __post_init__(self) -> None:
         bundle, device = self.generation.bundle, self.generation.device

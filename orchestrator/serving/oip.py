@@ -21,7 +21,9 @@ MAX_TENSOR_BYTES: Final = 64 << 20
 _KEY: Final = re.compile(rb'"\s*:')
 _EXACT_CHECK_BYTES: Final = 1 << 20
 """The exact check for duplicate keys costs about 20 ms per MiB on the event loop; larger texts go without."""
-_REFUSED: Final = ("sequence_id", "sequence_start", "sequence_end", "priority", "headers")
+_REFUSED: Final = ("sequence_id", "sequence_start", "sequence_end", "headers")
+LAST: Final = 1 << 64
+"""The priority of a request that asks for none."""
 _SCALARS: Final = (str, int, float, bool)
 
 
@@ -43,6 +45,7 @@ class InferRequest:
         outputs: None = all of the model's.
         binary_output: Whether outputs without a choice of their own go out as binary.
         timeout_us: The client's own deadline, or None.
+        priority: Smaller goes first; 1 is the most urgent.
         raw: The whole body is the one input (header length 0): name, datatype and shape come from the model.
     """
 
@@ -51,6 +54,7 @@ class InferRequest:
     outputs: tuple[WantedOutput, ...] | None
     binary_output: bool
     timeout_us: int | None
+    priority: int = LAST
     raw: Buffer | None = None
 
 
@@ -81,6 +85,7 @@ def parse_request(body: Buffer, header_length: bytes | None) -> InferRequest:
         _outputs(head.get("outputs"), binary_output),
         binary_output,
         _timeout(parameters),
+        _priority(parameters),
     )
 
 
@@ -189,6 +194,13 @@ def _timeout(parameters: Mapping[str, object]) -> int | None:
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
         raise RequestError("parameter timeout must be a number of microseconds")
     return value or None
+
+
+def _priority(parameters: Mapping[str, object]) -> int:
+    value = parameters.get("priority")
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < LAST):
+        raise RequestError("parameter priority must be a whole number of 0 or more")
+    return value or LAST
 
 
 def _inputs(value: object, blobs: _Blobs) -> Mapping[str, Tensor]:

@@ -23,11 +23,13 @@ from orchestrator.core.errors import OrchestratorError, ServingError
 from orchestrator.core.files import private_folder, write_atomic, write_json
 from orchestrator.core.processes import ProcessIdentity, die_with_parent
 from orchestrator.core.redact import RedactingFilter
+from orchestrator.serving.admission import Admission
 from orchestrator.serving.backdoor import Backdoor
 from orchestrator.serving.config import RouterSettings, read_settings
 from orchestrator.serving.dispatch import Dispatcher
 from orchestrator.serving.front import Front
-from orchestrator.serving.http import HttpServer, Limits
+from orchestrator.serving.http import HttpServer
+from orchestrator.serving.limits import Limits
 from orchestrator.serving.links import LinkServer
 from orchestrator.serving.record import Recorder
 from orchestrator.serving.routes import Routes
@@ -51,8 +53,10 @@ class Router:
         )
         self.routes = Routes(self.dispatcher)
         self.links = LinkServer(self.dispatcher)
-        self.front = Front(self.routes, self.dispatcher, self.recorder, settings.request_timeout_s)
-        self.public = HttpServer(self.front.handle)
+        self.admission = Admission(self.dispatcher, self.recorder, settings.request_timeout_s)
+        limits = Limits()
+        self.front = Front(self.routes, self.admission, limits)
+        self.public = HttpServer(self.front.handle, limits)
         self.admin = HttpServer(Backdoor(self).handle, _ADMIN_LIMITS)
         self.url = ""
         self._state = Path(settings.state)

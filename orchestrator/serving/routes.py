@@ -52,21 +52,9 @@ class EndpointRoute:
             lanes = [lane for lane in self.lanes.values() if lane.generation.weight]
         return bool(lanes) and all(lane.replicas for lane in lanes)
 
-    def metadata(self, generation: int | None) -> dict[str, object]:
-        """Return the OIP model metadata.
 
-        Raises:
-            RequestError: 404 for an unknown generation, 503 while no replica has said what the model takes.
-        """
-        lane = self.main(generation)
-        signature = signature_of(lane)
-        return {
-            "name": self.name,
-            "versions": [str(number) for number in sorted(self.lanes)],
-            "platform": lane.generation.runtime,
-            "inputs": [{"name": s.name, "datatype": s.datatype, "shape": s.shape} for s in signature.inputs],
-            "outputs": [{"name": s.name, "datatype": s.datatype, "shape": s.shape} for s in signature.outputs],
-        }
+Place = tuple[EndpointRoute, int | None]
+"""An endpoint, and the generation that was asked for."""
 
 
 def signature_of(lane: Lane) -> Signature:
@@ -123,6 +111,26 @@ class Routes:
                 attach(replica, lane)
         self._dispatcher.lanes.append(lane)
         return lane
+
+    def find(self, name: str, version: str | None) -> Place:
+        """Return where a client's model name and version lead; None or an empty version is no choice.
+
+        Raises:
+            RequestError: 404.
+        """
+        route = self.endpoints.get(name)
+        if route is None:
+            raise RequestError(f"Request for unknown model: {name[:80]!r} is not found", status=404, kind="not_found")
+        if not version:
+            return route, None
+        if not (version.isascii() and version.isdigit() and len(version) < 12 and int(version) in route.lanes):
+            text = f"Request for unknown model: {name!r} version {version[:40]} is not found"
+            raise RequestError(text, status=404, kind="not_found")
+        return route, int(version)
+
+    def ready(self) -> bool:
+        """Whether every endpoint that has traffic finds a replica."""
+        return all(route.ready(None) for route in self.endpoints.values() if route.splitter.weights)
 
     def lane_status(self) -> list[dict[str, object]]:
         """Return one row per generation in the table."""

@@ -135,8 +135,6 @@ def test_errors_are_what_the_client_understands(client: Any) -> None:
     with pytest.raises(InferenceServerException, match="the model refuses this input") as caught:
         client.infer("gather", [index])
     assert caught.value.status() == "400"
-    with pytest.raises(InferenceServerException, match="content-encoding is not supported"):
-        client.infer("scale", [scale_input(X)], request_compression_algorithm="gzip")
 
 
 def test_timeout_parameter_and_concurrency(client: Any) -> None:
@@ -161,3 +159,50 @@ def test_the_asyncio_client(site: ServingSite) -> None:
             return (await client.infer("scale", [tensor])).as_numpy("y")
 
     assert np.array_equal(asyncio.run(run()), X * 2)
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize("rows", [2, 30])
+def test_compressed_both_ways(client: Any, coding: str, binary: bool, rows: int) -> None:
+    x = np.arange(rows * 4, dtype=np.float32).reshape(rows, 4)
+    result = client.infer(
+        "scale",
+        [scale_input(x, binary)],
+        outputs=[triton.InferRequestedOutput("y", binary_data=binary)],
+        request_compression_algorithm=coding,
+        response_compression_algorithm=coding,
+    )
+    assert np.array_equal(result.as_numpy("y"), x * 2)
+
+
+def test_config_statistics_and_index(client: Any) -> None:
+    assert client.get_model_config("scale")["max_batch_size"] == 32
+    assert client.get_model_config("scale", "1")["input"] == [{"name": "x", "data_type": "TYPE_FP32", "dims": [4]}]
+    before = client.get_inference_statistics("scale", "2")["model_stats"][0]
+    client.infer("scale", [scale_input(X)])
+    with pytest.raises(InferenceServerException):
+        client.infer("scale", [scale_input(X[:, :3])], model_version="2")
+    (after,) = client.get_inference_statistics("scale", "2")["model_stats"]
+    assert (after["name"], after["version"]) == ("scale", "2")
+    assert after["inference_count"] == before["inference_count"] + 2
+    assert after["execution_count"] == before["execution_count"] + 1
+    for name in ("success", "fail"):
+        old, new = before["inference_stats"][name], after["inference_stats"][name]
+        assert new["count"] == old["count"] + 1
+        assert new["ns"] > old["ns"]
+    assert {row["batch_size"] for row in after["batch_stats"]} >= {2}
+    assert {(row["name"], row["version"]) for row in client.get_inference_statistics()["model_stats"]} >= {
+        ("scale", "1"),
+        ("scale", "2"),
+        ("gather", "1"),
+    }
+    index = client.get_model_repository_index()
+    assert {"name": "scale", "version": "1", "state": "READY", "reason": ""} in index
+    with pytest.raises(InferenceServerException):
+        client.load_model("scale")
+
+
+def test_priority_and_timeout_parameters(client: Any) -> None:
+    result = client.infer("scale", [scale_input(X)], priority=1, timeout=5_000_000)
+    assert np.array_equal(result.as_numpy("y"), X * 2)

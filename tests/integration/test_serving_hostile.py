@@ -172,13 +172,17 @@ PATHS: list[tuple[str, str, int, str]] = [
     ("POST", "/v2/models/m%00%0d%0aX:y/infer", 404, ""),
     ("POST", "/v2/models//infer", 404, ""),
     ("GET", "/", 404, ""),
-    ("GET", "/v2/models/double/config", 404, ""),
+    ("GET", "/v2/models/double/nothing", 404, ""),
+    ("GET", "/v2/models/double/versions//config", 404, ""),
+    ("GET", "/v2/models/double/versions/9/stats", 404, ""),
     ("POST", "/v2/repository/models/double/unload", 404, ""),
     ("PUT", "/table", 404, ""),
     ("GET", PATH, 405, "POST"),
     ("DELETE", PATH, 405, "POST"),
     ("POST", "/v2/health/live", 405, "GET, HEAD"),
     ("POST", "/v2/models/double", 405, "GET, HEAD"),
+    ("POST", "/v2/models/double/stats", 405, "GET, HEAD"),
+    ("GET", "/v2/repository/index", 405, "POST"),
 ]
 
 
@@ -198,7 +202,12 @@ def test_paths_and_methods(site: ServingSite, method: str, path: str, status: in
     ("headers", "status"),
     [
         ("content-type: text/plain\r\n", 415),
-        ("content-encoding: gzip\r\n", 415),
+        ("content-encoding: br\r\n", 415),
+        ("content-encoding: gzip\r\n", 400),
+        ("content-encoding: deflate\r\n", 400),
+        ("x-request-timeout-seconds: soon\r\n", 400),
+        ("x-request-timeout-seconds: -1\r\n", 400),
+        ("x-request-timeout-seconds: 9.5\r\n", 200),
         ("content-type: Application/JSON; charset=utf-8\r\n", 200),
         ("content-encoding: identity\r\n", 200),
         ("x-request-id: a\tb\r\n", 200),

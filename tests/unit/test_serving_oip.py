@@ -227,7 +227,7 @@ def test_duplicate_keys_are_refused_wherever_they_are() -> None:
     "change",
     [
         {"id": "x" * 257}, {"id": 5}, {"parameters": []}, {"parameters": {"a": {}}}, {"parameters": {"a": None}},
-        {"parameters": {"priority": 1}}, {"parameters": {"sequence_id": 1}}, {"parameters": {"triton_x": 1}},
+        {"parameters": {"priority": -1}}, {"parameters": {"sequence_id": 1}}, {"parameters": {"triton_x": 1}},
         {"parameters": {"timeout": -1}}, {"parameters": {"timeout": "1"}}, {"parameters": {"binary_data_output": 1}},
         {"parameters": {str(i): 1 for i in range(65)}}, {"outputs": {}}, {"outputs": [1]}, {"outputs": [{}]},
         {"outputs": [{"name": "y"}, {"name": "y"}]}, {"outputs": [{"name": "y", "parameters": {"binary_data": 1}}]},
