@@ -118,7 +118,9 @@ class Workplace:
             for pool_name, pool in self.environment.pools.items()
             if pool.site == name
         }
-        return LocalSite(name, self.state, pools)
+        named = self.environment.tools.model_dump().items()
+        tools = {tool: str(Path(path).expanduser().absolute()) for tool, path in named if path is not None}
+        return LocalSite(name, self.state, pools, tools)
 
 
 def open_workplace(path: Path | None) -> Workplace:

@@ -122,7 +122,8 @@ def _start(site: LocalSite) -> None:
     private_folder(site.logs)
     write_atomic(site.token_path, new_token().encode(), mode=0o600)
     settings = site.folder / "supervisor.json"
-    write_json(settings, {"name": site.name, "state": str(site.state), "pools": site.pools_json()}, mode=0o600)
+    asked = {"name": site.name, "state": str(site.state), "pools": site.pools_json(), "tools": dict(site.tools)}
+    write_json(settings, asked, mode=0o600)
     open_runtime(site.runtime)
     faults.point("cluster.up.prepared")
     env = clean_environment(site)

@@ -25,6 +25,7 @@ def _application(site: LocalSite, name: str) -> dict[str, Any]:
             "state": str(site.folder / "agents" / name),
             "device": pool_device(pool),
             "slots": pool.slots,
+            "tools": dict(site.tools),
             "resource": pool_resource(name, pool),
         },
     }

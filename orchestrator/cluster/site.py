@@ -37,11 +37,12 @@ class LocalPool:
 
 @dataclass(frozen=True, slots=True)
 class LocalSite:
-    """Settings of the local site; `state` is the environment's state folder, absolute."""
+    """Settings of the local site; `state` is the environment's state folder, absolute; `tools` its programs by name."""
 
     name: str
     state: Path
     pools: Mapping[str, LocalPool] = field(default_factory=dict[str, LocalPool])
+    tools: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def id(self) -> str:

@@ -143,7 +143,7 @@ def read_site(path: Path) -> LocalSite:
     """Read the settings that `up` wrote for us."""
     data = json.loads(path.read_bytes())
     pools = {name: LocalPool(**pool) for name, pool in data["pools"].items()}
-    return LocalSite(data["name"], Path(data["state"]), pools)
+    return LocalSite(data["name"], Path(data["state"]), pools, data.get("tools") or {})
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -15,7 +15,7 @@ from orchestrator.serving.agent_core import AgentCore
 from orchestrator.serving.config import AgentSettings, parse_settings
 
 _JOIN_S: Final = 15.0
-_KEYS: Final = ("pool", "link", "state", "device", "slots")
+_KEYS: Final = ("pool", "link", "state", "device", "slots", "tools", "stall_s", "load_s")
 
 
 class PoolAgent:
@@ -55,7 +55,7 @@ def app(args: Mapping[str, Any]) -> Application:
     """Build the Serve application of a pool.
 
     Args:
-        args: pool, link, state, device, slots, and resource: the Ray resource of which each slot is one unit.
+        args: those of `AgentSettings` in `_KEYS`, and resource: the Ray resource of which each slot is one unit.
 
     Raises:
         UsageError: A key is missing, unknown or of the wrong type.

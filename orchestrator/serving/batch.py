@@ -28,18 +28,20 @@ class Work:
     rows: Sequence[int]
     signature: Signature
     padded: bool
+    begun_ns: int
 
 
 def start(session: Session, signature: Signature, number: int, inputs: Sequence[Tensor], rows: Sequence[int]) -> Work:
     """Submit a batch. Without a single row, one row of zeros runs, so that the outputs have their true shapes."""
+    begun = time.perf_counter_ns()
     padded = signature.max_batch > 1 and sum(rows) == 0
     ticket = session.submit([_one_row(tensor) for tensor in inputs] if padded else inputs)
-    return Work(number, ticket, inputs, rows, signature, padded)
+    return Work(number, ticket, inputs, rows, signature, padded, begun)
 
 
-def execute(session: Session, work: Work) -> list[Buffer]:
-    """Collect a batch and return its reply frame, with one new credit."""
-    begun = time.perf_counter_ns()
+def execute(session: Session, work: Work, *, free_since_ns: int = 0) -> list[Buffer]:
+    """Collect a batch and return its reply frame, with one new credit; `compute_us` excludes waiting for the one before it."""
+    begun = max(work.begun_ns, free_since_ns)
     statuses: list[Status] = [None] * len(work.rows)
     try:
         parts = [_collect(session, work)]

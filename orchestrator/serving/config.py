@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
@@ -63,6 +64,9 @@ class AgentSettings:
         state: Folder for slot locks, replica settings and replica logs.
         device: What the slot is; `cpu (rehearsal)` where there is no NPU.
         slots: Slots of the pool on this machine; the agent takes the first free number.
+        tools: Programs that runtimes need, by name.
+        stall_s: See `ReplicaSettings`.
+        load_s: See `ReplicaSettings`.
         parent_pid: When not 0, the agent dies with this parent.
     """
 
@@ -72,6 +76,9 @@ class AgentSettings:
     device: str
     slots: int = 1
     parent_pid: int = 0
+    tools: Mapping[str, str] = field(default_factory=dict[str, str])
+    stall_s: float = 60.0
+    load_s: float = 1800.0
 
     def check(self) -> None:
         """Raise `UsageError` when a value cannot work."""
@@ -94,6 +101,10 @@ class ReplicaSettings:
         device: What the session must say it runs on.
         variant: Digest of the variant to load in place of the bundle's graph; empty without one.
         variant_path: The variant's folder.
+        work: Folder of this replica alone, for what its libraries leave behind; empty makes a temporary one.
+        tools: Programs that runtimes need, by name.
+        stall_s: A batch that takes longer means a device that will not answer; the kernel then ends the process.
+        load_s: Likewise for loading, warm-up and self-check together.
         parent_pid: When not 0, the replica dies with this parent.
         status_fd: When not 0, a pipe to the agent: one JSON object a line.
     """
@@ -107,12 +118,18 @@ class ReplicaSettings:
     device: str
     variant: str = ""
     variant_path: str = ""
+    work: str = ""
+    tools: Mapping[str, str] = field(default_factory=dict[str, str])
+    stall_s: float = 60.0
+    load_s: float = 1800.0
     parent_pid: int = 0
     status_fd: int = 0
 
     def check(self) -> None:
         """Raise `UsageError` when a value cannot work."""
         _check_socket(self.link)
+        if self.stall_s <= 0 or self.load_s <= 0:
+            raise UsageError(f"bad replica settings: stall_s {self.stall_s}, load_s {self.load_s}")
 
 
 def read_settings(kind: type[_Settings], path: Path) -> _Settings:
@@ -134,22 +151,30 @@ def parse_settings(kind: type[_Settings], data: object, place: str) -> _Settings
     Raises:
         UsageError: A key is missing, unknown or of the wrong type.
     """
-    fields = {field.name: field for field in dataclasses.fields(kind)}
+    fields = {f.name: f for f in dataclasses.fields(kind)}
     if not isinstance(data, dict):
         raise UsageError("settings must be one JSON object", place=place)
     values = cast("dict[str, Any]", data)
-    required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
+    missing = dataclasses.MISSING
+    required = {name for name, f in fields.items() if f.default is missing and f.default_factory is missing}
     if not required <= set(values) <= set(fields):
         raise UsageError(
             f"settings have {sorted(values)}, need {sorted(required)}, may have {sorted(fields)}", place=place
         )
     for name, value in values.items():
-        types = {"str": (str,), "int": (int,), "float": (int, float)}[str(fields[name].type)]
-        if not isinstance(value, types) or isinstance(value, bool):
+        if not _fits(value, str(fields[name].type)):
             raise UsageError(f"{name}: {value!r} is no {fields[name].type}", place=place)
     settings = kind(**values)
     settings.check()
     return settings
+
+
+def _fits(value: object, kind: str) -> bool:
+    if kind == "Mapping[str, str]":
+        rows = cast("dict[object, object]", value) if isinstance(value, dict) else {None: None}
+        return all(isinstance(text, str) for pair in rows.items() for text in pair)
+    types = {"str": (str,), "int": (int,), "float": (int, float)}[kind]
+    return isinstance(value, types) and not isinstance(value, bool)
 
 
 def _check_loopback(host: str) -> None:

@@ -6,10 +6,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import select
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -21,21 +24,23 @@ import orjson
 from orchestrator.bundle.golden import GOLDEN_FILE, read_golden
 from orchestrator.bundle.unpack import open_unpacked
 from orchestrator.core.errors import IntegrityError, OrchestratorError
+from orchestrator.core.files import private_folder
 from orchestrator.core.processes import die_with_parent
 from orchestrator.serving.batch import Work, execute, start
 from orchestrator.serving.config import ReplicaSettings, read_settings
 from orchestrator.serving.golden import self_check
 from orchestrator.serving.link import Frame, FrameReader, Kind, decode_tensors, encode
-from orchestrator.serving.runtimes.api import Session, runtime
+from orchestrator.serving.runtimes.api import ExecutionFailed, InputRejected, Job, Session, runtime
 from orchestrator.serving.signature import Signature
 from orchestrator.serving.tensors import Buffer
+from orchestrator.serving.warm import warm_up
 from orchestrator.serving.wire import ReplicaHello, read_rows
 
 if TYPE_CHECKING:
     from orchestrator.bundle.variant import Variant
 
-STALL_S: Final = 60.0
-"""A batch that takes longer means a device that will not answer; the kernel then ends the process (SIGALRM)."""
+_POLL_S: Final = 0.0001
+"""Between two looks at a device that is busy: pyACL has no descriptor that becomes readable."""
 _FIRST_DELAY_S: Final = 0.05
 _MAX_DELAY_S: Final = 1.0
 _READ_BYTES: Final = 1 << 20
@@ -57,6 +62,7 @@ class ReplicaProcess:
         self._settings = settings
         self._buffer = memoryview(bytearray(_READ_BYTES))
         self._waiting = self._stopping = False
+        self._free_since_ns = 0
 
     def run(self) -> None:
         """Load, check, then serve.
@@ -71,10 +77,7 @@ class ReplicaProcess:
         found = open_unpacked(path).digest
         if found != settings.bundle:
             raise IntegrityError(f"the folder holds bundle {found}, the table says {settings.bundle}", place=str(path))
-        variant = self._variant()
-        folder = path if variant is None else variant.folder
-        session = runtime(settings.runtime).load(folder, settings.device)
-        max_batch = self_check(session, read_golden(path / GOLDEN_FILE), rounded=variant is not None)
+        session, max_batch = self._load(path)
         signature = Signature(session.inputs, session.outputs, max_batch)
         hello = ReplicaHello(
             settings.replica,
@@ -92,6 +95,24 @@ class ReplicaProcess:
         except _Stopped:
             pass
         session.close()
+
+    def _load(self, bundle: Path) -> tuple[Session, int]:
+        """Return the session, warm and checked, and its largest safe batch; a session that fails is closed."""
+        settings, variant = self._settings, self._variant()
+        folder = bundle if variant is None else variant.folder
+        work = private_folder(Path(settings.work)) if settings.work else Path(tempfile.mkdtemp(prefix="orc-replica-"))
+        # A device that hangs while it loads or warms up holds the interpreter too: only the kernel can end this process.
+        signal.setitimer(signal.ITIMER_REAL, settings.load_s)
+        session = runtime(settings.runtime).load(Job(folder, settings.device, work, variant, settings.tools))
+        try:
+            golden = read_golden(bundle / GOLDEN_FILE)
+            warm_up(session, golden)
+            max_batch = self_check(session, golden, rounded=variant is not None)
+        except BaseException:
+            session.close()
+            raise
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        return session, max_batch
 
     def _variant(self) -> Variant | None:
         """Return the variant to load, its files verified; None where the bundle's own graph is served.
@@ -159,22 +180,49 @@ class ReplicaProcess:
         while works or not (draining or self._stopping):
             frames = self._read(link, reader, wait=not works)
             if frames is None:
-                return True
+                return self._abandon(session, works)
             for frame in frames:
                 if frame.kind is Kind.BATCH:
+                    if not works:
+                        self._watch(on=True)
                     works.append(start(session, signature, frame.id, decode_tensors(frame, "inputs"), read_rows(frame)))
                 elif frame.kind is Kind.DRAIN:
                     draining = True
                 elif frame.kind is Kind.BYE:
                     raise _Refused(f"the router refuses this replica: {frame.head.get('reason')}")
             if works and not frames:
-                # The kernel's default action for SIGALRM ends us even where the device call never gives the GIL back.
-                signal.setitimer(signal.ITIMER_REAL, STALL_S)
-                answer = execute(session, works.popleft())
-                signal.setitimer(signal.ITIMER_REAL, 0)
-                _send(link, answer)
+                self._answer_oldest(link, session, works)
+        self._watch(on=False)
         link.sendall(encode(Kind.BYE, {"reason": "drained" if draining else "stopped"}))
         return False
+
+    def _answer_oldest(self, link: socket.socket, session: Session, works: deque[Work]) -> None:
+        """Answer the batch that is done; while the device still works on it, wait a moment for it or for the next batch."""
+        if session.done(works[0].ticket, 0):
+            self._watch(on=True)
+            answer = execute(session, works.popleft(), free_since_ns=self._free_since_ns)
+            self._free_since_ns = time.perf_counter_ns()
+            self._watch(on=False)
+            _send(link, answer)
+            self._watch(on=bool(works))
+        elif len(works) >= session.depth:
+            session.done(works[0].ticket, _POLL_S)
+        else:
+            select.select([link], [], [], _POLL_S)
+
+    def _abandon(self, session: Session, works: deque[Work]) -> bool:
+        """The router is gone and gives what we hold to others: let the device finish, then dial again."""
+        while works:
+            with contextlib.suppress(InputRejected, ExecutionFailed):
+                session.collect(works.popleft().ticket)
+        self._watch(on=False)
+        return True
+
+    def _watch(self, *, on: bool) -> None:
+        """Let the kernel end this process (SIGALRM's default action) when a batch takes too long, even where the device's
+        call never gives the interpreter back.
+        """
+        signal.setitimer(signal.ITIMER_REAL, self._settings.stall_s if on else 0)
 
     def _read(self, link: socket.socket, reader: FrameReader, *, wait: bool) -> Sequence[Frame] | None:
         """Return the frames that have arrived; None at the end of the connection."""

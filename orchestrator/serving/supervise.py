@@ -200,6 +200,10 @@ class Supervised:
             "device": placement.device,
             "variant": placement.variant,
             "variant_path": placement.variant_path,
+            "work": str(self._folder / f"{self._name}.work"),
+            "tools": dict(self._settings.tools),
+            "stall_s": self._settings.stall_s,
+            "load_s": self._settings.load_s,
             "parent_pid": os.getpid(),
             "status_fd": status_fd,
         }

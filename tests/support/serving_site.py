@@ -173,7 +173,7 @@ class ServingSite:
         self.url = json.loads(state.read_text())["url"]
 
     def start_agent(
-        self, name: str = "agent", slots: int = 1, pool: str = "edge", device: str = DEVICE
+        self, name: str = "agent", slots: int = 1, pool: str = "edge", device: str = DEVICE, **more: object
     ) -> subprocess.Popen[bytes]:
         config = {
             "pool": pool,
@@ -182,6 +182,7 @@ class ServingSite:
             "device": device,
             "slots": slots,
             "parent_pid": os.getpid(),
+            **more,
         }
         agent = self._spawn("agent_core", config, name)
         self.agents.append(agent)

@@ -1,22 +1,50 @@
-"""The contract of a runtime: `load(path, device) -> Session`; submit a batch, collect its outputs."""
+"""The contract of a runtime: `load(job) -> Session`; submit a batch, see when it is done, collect its outputs."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Protocol, cast
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from orchestrator.core.errors import OrchestratorError, UsageError
 from orchestrator.serving.tensors import Tensor, TensorSpec
+
+if TYPE_CHECKING:
+    from orchestrator.bundle.variant import Variant
 
 REHEARSAL: Final = "cpu (rehearsal)"
 """The only device word for a CPU in place of an NPU."""
 
 _MODULES: Final[Mapping[str, str]] = {
+    "om": "orchestrator.serving.runtimes.om",
     "onnx-cpu": "orchestrator.serving.runtimes.onnx_cpu",
     "twin": "orchestrator.serving.runtimes.onnx_cpu",  # the graph that rounds as the device does: fp32 with casts
 }
+
+
+Bucket = Mapping[str, tuple[int, ...]]
+"""The shape of every input, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What to load.
+
+    Attributes:
+        folder: The bundle's, or the variant's where there is one; read-only.
+        device: What the session must run on.
+        work: Folder of this replica alone, for whatever its libraries leave behind.
+        variant: None where the bundle's own files are served.
+        tools: Programs of the environment, by name.
+    """
+
+    folder: Path
+    device: str
+    work: Path
+    variant: Variant | None = None
+    tools: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 class InputRejected(OrchestratorError):
@@ -36,6 +64,7 @@ class Session(Protocol):
         outputs: What it gives, in order.
         max_batch: Most rows of axis 0 in one batch; 1 = no batching, axis 0 has no meaning.
         depth: How many batches may be submitted before the first is collected.
+        buckets: Shapes that it was compiled for; each must run once before it serves. Empty: any shape is as good.
     """
 
     @property
@@ -63,8 +92,20 @@ class Session(Protocol):
         """See above."""
         ...
 
+    @property
+    def buckets(self) -> tuple[Bucket, ...]:
+        """See above."""
+        ...
+
     def submit(self, inputs: Sequence[Tensor]) -> int:
-        """Start a batch and return its ticket; the inputs fit `self.inputs` and must live until collected."""
+        """Start a batch and return its ticket; the inputs fit `self.inputs` and must live until collected.
+
+        Inputs that cannot be taken make `collect` raise.
+        """
+        ...
+
+    def done(self, ticket: int, wait_s: float) -> bool:
+        """Return whether `collect` has nothing left to wait for; waits at most `wait_s` for it, or not at all."""
         ...
 
     def collect(self, ticket: int) -> list[Tensor]:
@@ -72,7 +113,8 @@ class Session(Protocol):
 
         Raises:
             InputRejected: The input values are the cause.
-            ExecutionFailed: Anything else.
+            ExecutionFailed: Anything else that ends with this batch.
+            DeviceError: The device must not be used any more.
         """
         ...
 
@@ -84,8 +126,8 @@ class Session(Protocol):
 class Runtime(Protocol):
     """What each module of this package is."""
 
-    def load(self, path: Path, device: str) -> Session:
-        """Load the bundle in folder `path` onto `device`.
+    def load(self, job: Job) -> Session:
+        """Load a model onto its device.
 
         Raises:
             DeviceError: The device is absent, or is not what it claims to be.

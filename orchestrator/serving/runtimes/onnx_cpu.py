@@ -5,14 +5,14 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from orchestrator.core.errors import DeviceError, ServingError
-from orchestrator.serving.runtimes.api import REHEARSAL, ExecutionFailed, InputRejected, Session
+from orchestrator.serving.runtimes.api import REHEARSAL, Bucket, ExecutionFailed, InputRejected, Job, Session
+from orchestrator.serving.runtimes.sizes import MAX_BATCH, batches
 from orchestrator.serving.tensors import Dim, Tensor, TensorSpec, from_array
 
 # onnxruntime has no types; here is its whole surface.
@@ -28,7 +28,6 @@ _LOAD_ERRORS: Final = cast(
     (*_ORT_ERRORS, _state.NoSuchFile, _state.InvalidGraph, _state.InvalidProtobuf, _state.NoModel),
 )
 
-MAX_BATCH: Final = 32
 _PROVIDER: Final = "CPUExecutionProvider"
 _THREADS: Final = 4
 _TYPES: Final = {
@@ -48,13 +47,14 @@ _TYPES: Final = {
 }
 
 
-def load(path: Path, device: str) -> Session:
-    """Load `path/model.onnx`.
+def load(job: Job) -> Session:
+    """Load `model.onnx`.
 
     Raises:
-        DeviceError: `device` is anything but the rehearsal, or onnxruntime chose another provider.
+        DeviceError: The device is anything but the rehearsal, or onnxruntime chose another provider.
         ServingError: The file is no model that this runtime can serve.
     """
+    device, model = job.device, job.folder / "model.onnx"
     if device != REHEARSAL:
         raise DeviceError(
             f"runtime onnx-cpu runs on a CPU and cannot serve as {device!r}",
@@ -66,9 +66,9 @@ def load(path: Path, device: str) -> Session:
     # Spinning threads would starve the router and the other replicas of a small machine.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        session: Any = _ort.InferenceSession(str(path / "model.onnx"), options, providers=[_PROVIDER])
+        session: Any = _ort.InferenceSession(str(model), options, providers=[_PROVIDER])
     except _LOAD_ERRORS as error:
-        raise ServingError(f"onnxruntime cannot load the model: {error}", place=str(path / "model.onnx")) from error
+        raise ServingError(f"onnxruntime cannot load the model: {error}", place=str(model)) from error
     active = cast("list[str]", session.get_providers())
     if active != [_PROVIDER]:
         raise DeviceError(f"asked onnxruntime for {_PROVIDER}, it runs {active}")
@@ -83,8 +83,9 @@ class OnnxCpuSession:
         self.device = REHEARSAL
         self.inputs = tuple(_spec(node) for node in session.get_inputs())
         self.outputs = tuple(_spec(node) for node in session.get_outputs())
-        self.max_batch = MAX_BATCH if _batches(self.inputs, self.outputs) else 1
+        self.max_batch = MAX_BATCH if batches(self.inputs, self.outputs) else 1
         self.depth = 2
+        self.buckets: tuple[Bucket, ...] = ()
         self._names = [spec.name for spec in self.outputs]
         self._waiting: dict[int, Sequence[Tensor]] = {}
         self._ticket = 0
@@ -94,6 +95,10 @@ class OnnxCpuSession:
         self._ticket += 1
         self._waiting[self._ticket] = inputs
         return self._ticket
+
+    def done(self, ticket: int, wait_s: float) -> bool:  # noqa: ARG002
+        """A CPU works in `collect`."""
+        return True
 
     def collect(self, ticket: int) -> list[Tensor]:
         """Run the batch of this ticket."""
@@ -136,12 +141,6 @@ def _dim(value: object) -> Dim:
     if isinstance(value, int) and value >= 0:
         return value
     return value if isinstance(value, str) else ""
-
-
-def _batches(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> bool:
-    """Axis 0 is a batch when it has one name in every input and output; rows of unlike meaning must not be joined."""
-    first = {spec.dims[0] if spec.dims else 0 for spec in (*inputs, *outputs)}
-    return len(first) == 1 and isinstance(first.pop(), str) and bool(inputs) and bool(outputs)
 
 
 def _line(error: Exception) -> str:

@@ -1,0 +1,112 @@
+"""An om on the fake NPU behind a real router and agent: it serves, a wedged device is noticed from outside, a broken one is told."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.fake_acl import install
+from support.runtime_variants import SOC, batch, expected, golden, model, om_variant
+from support.serving_site import ROOT, ServingSite, generation, write_bundle
+
+from orchestrator.core.processes import pids_with_environment
+
+
+class NpuSite:
+    """A site with one slot of the fake NPU."""
+
+    def __init__(self, tmp_path: Path, **config: Any) -> None:
+        self.fake = install(tmp_path / "acl", **config)
+        self.site = ServingSite(tmp_path / "site", env={**os.environ, "SERVING_TEST": str(tmp_path)})
+        self.site.env["PYTHONPATH"] = f"{ROOT}{os.pathsep}{self.fake}"
+        bundle = write_bundle(tmp_path / "scale", model(), golden())
+        variant = om_variant(tmp_path / "om", bundle=bundle[0])
+        row = generation(1, bundle, device=SOC) | {"runtime": "om"}
+        self.row = row | {"variant": variant.digest, "variant_path": str(variant.folder)}
+        self.site.start_router()
+
+    def start(self, **settings: object) -> None:
+        self.site.start_agent(device=SOC, **settings)  # type: ignore[arg-type]
+
+    def report(self) -> dict[str, Any]:
+        agents = self.site.admin.status()["agents"]
+        return (
+            agents[0]["replicas"][0] if agents and agents[0]["replicas"] else {"state": "", "error": "", "restarts": 0}
+        )
+
+    def configure(self, **config: Any) -> None:
+        install(self.fake, **config)
+
+
+@pytest.fixture
+def npu(tmp_path: Path) -> Iterator[NpuSite]:
+    found = NpuSite(tmp_path)
+    try:
+        yield found
+    finally:
+        found.site.stop()
+    assert list(pids_with_environment("SERVING_TEST", str(tmp_path))) == []
+
+
+def ask(npu: NpuSite, rows: int = 3) -> None:
+    inputs = batch(rows, seed=rows)
+    with npu.site.client() as client:
+        found = client.infer("scale", {tensor.name: tensor.array() for tensor in inputs})
+    for name, wanted in expected(inputs).items():
+        np.testing.assert_array_equal(found.outputs[name], wanted)
+
+
+def test_an_om_serves_and_leaves_nothing_behind(npu: NpuSite) -> None:
+    npu.start()
+    npu.site.serve("scale", npu.row)
+    for rows in range(1, 9):
+        ask(npu, rows)
+    npu.site.put({})
+    npu.site.wait((npu.fake / "log.json").exists, 10, "the replica's end")
+    log = json.loads((npu.fake / "log.json").read_text())
+    assert log["violations"] == []
+    assert log["live"] == {}
+    assert log["calls"]["mdl.set_dynamic_batch_size"] >= 8 + 3  # every gear ran before it was ready
+
+
+@pytest.mark.parametrize("wedge", ["event", "gil"])
+def test_a_wedged_device_is_noticed_from_outside(npu: NpuSite, wedge: str) -> None:
+    npu.configure(wedge=wedge, wedge_after=20)
+    npu.start(stall_s=0.5)
+    npu.site.serve("scale", npu.row)
+    for _ in range(6):
+        ask(npu)
+    npu.configure()  # the next process finds the device well
+    for _ in range(8):  # what is in flight when the device hangs is given to the next replica
+        ask(npu)
+    assert npu.report()["restarts"] == 1
+    log = next((npu.site.folder / "agent.log").parent.glob("agent.log")).read_text()
+    assert "a batch did not finish in time; the device does not answer" in log
+
+
+def test_a_device_that_hangs_at_the_start_is_told(npu: NpuSite) -> None:
+    npu.configure(wedge="gil")
+    npu.start(load_s=0.5)
+    npu.site.put({"scale": {"pool": "edge", "generations": [npu.row]}})
+    npu.site.wait(lambda: npu.report()["restarts"] >= 1, 10, "the end of the first")
+    assert "did not finish" in npu.report()["error"]
+    npu.configure()
+    npu.site.admin.wait_ready("scale", 1, 10)
+
+
+def test_a_broken_device_says_why(npu: NpuSite) -> None:
+    npu.configure(fail={"mdl.execute_async": [507015, 0]})
+    npu.start()
+    npu.site.put({"scale": {"pool": "edge", "generations": [npu.row]}})
+    npu.site.wait(lambda: npu.report()["state"] == "failed", 10, "the report")
+    error = npu.report()["error"]
+    assert "507015" in error
+    assert "EZ9999: Inner Error" in error  # ACL's own words reach whoever asks for the status
+    npu.configure()
+    npu.site.admin.wait_ready("scale", 1, 10)
+    ask(npu)
