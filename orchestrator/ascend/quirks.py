@@ -67,6 +67,12 @@ _ALL: Final = (
         "all three outputs are named and the states are stated", _MEASURED, "complete_lstm",
     ),
     Quirk(
+        "mindspore-lite-2.0.0-defaults", "mindspore-lite", "2.0.0",
+        "what a graph leaves to ONNX's defaults (alpha of Elu and LeakyRelu, the lower bound of Clip, strides, the "
+        "coordinates of Resize) is taken otherwise: wrong numbers without a word, or a graph that cannot be built",
+        "the defaults are written out", _MEASURED, "write_out_defaults",
+    ),
+    Quirk(
         "mindspore-lite-input-shape-option-crashes", "mindspore-lite", "2.0.0",
         "the option input_shape ends the converter by a signal on transformers and LSTMs",
         "shapes are fixed in the graph, and the option is not used", _MEASURED, "fix_shapes",

@@ -32,4 +32,5 @@ REWRITE_NAMES: Final = (
     "slice_shape",
     "split_large_kernel",
     "strip_dilations",
+    "write_out_defaults",
 )

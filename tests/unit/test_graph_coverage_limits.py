@@ -177,7 +177,9 @@ def test_no_dimension_may_be_zero() -> None:
         (node("InstanceNormalization", IMAGE), []),
         (node("InstanceNormalization", tensor(1, 3, 9)), ["blocked"]),
         (node("Cast", tensor(3, dtype="int64"), outputs=(tensor(3, dtype="bool"),)), ["unknown"]),
-        (node("Cast", tensor(3), outputs=(tensor(3, dtype="bool"),)), []),
+        (node("Cast", tensor(3), outputs=(tensor(3, dtype="bool"),)), ["unknown"]),
+        (node("Cast", tensor(3), outputs=(tensor(3, dtype="int32"),)), ["unknown"]),
+        (node("Cast", tensor(3, dtype="bool"), outputs=(tensor(3, dtype="int64"),)), []),
     ],
 )
 def test_mindspore_lite(made: Node, expected: list[str]) -> None:

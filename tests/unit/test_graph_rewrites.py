@@ -269,6 +269,60 @@ def test_shapes_in_part_are_sliced_for_mindspore_lite(tmp_path: Path) -> None:
     same(tmp_path, model, done, {"x": np.zeros((3, 4, 5, 2), np.float32)})
 
 
+DEFAULTS: dict[str, tuple[list[Any], dict[str, Any], set[str]]] = {
+    "ArgMax": ([], {"axis": 1}, {"keepdims"}),
+    "Conv": ([np.ones((3, 2, 2, 2), np.float32)], {"dilations": [2, 2]}, {"strides"}),
+    "ConvTranspose": ([np.ones((2, 1, 2, 2), np.float32)], {}, {"strides", "dilations"}),
+    "Elu": ([], {}, {"alpha"}),
+    "LRN": ([], {"size": 3, "alpha": 1.0}, {"beta", "bias"}),
+    "LeakyRelu": ([], {}, {"alpha"}),
+    "Resize": ([None, np.array([1, 1, 2, 2], np.float32)], {"mode": "linear"}, {"coordinate_transformation_mode"}),
+    "Transpose": ([], {}, {"perm"}),
+}
+
+
+@pytest.mark.parametrize("kind", DEFAULTS)
+def test_defaults_are_written_out_for_mindspore_lite(tmp_path: Path, kind: str) -> None:
+    operands, attributes, written = DEFAULTS[kind]
+    names = ["" if item is None else f"w{place}" for place, item in enumerate(operands)]
+    weights = {f"w{place}": item for place, item in enumerate(operands) if item is not None}
+    kinds: dict[str, tuple[int, list[Any] | None]] = {"y": (I64 if kind == "ArgMax" else F, [None] * 4)}
+    model = graph([node(kind, ["x", *names], **attributes)], {"x": (F, [2, 2, 4, 5])}, weights, outputs=kinds)
+    done, changes = change(model, "write_out_defaults", "mindspore-lite")
+    assert changes.nodes == ["n"]
+    assert {item.name for item in done.graph.node[0].attribute} == {*attributes, *written}
+    same(tmp_path, model, done, {"x": RNG.normal(size=(2, 2, 4, 5)).astype(np.float32)})
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [(F, np.float32), (TensorProto.INT32, np.int32)])
+def test_the_lower_bound_of_clip_is_written_out(tmp_path: Path, kind: int, dtype: Any) -> None:
+    model = graph([node("Clip", ["x", "", "m"])], {"x": (kind, [4])}, {"m": dtype(3)}, outputs={"y": (kind, [4])})
+    done, changes = change(model, "write_out_defaults", "mindspore-lite")
+    assert changes.nodes == ["n"]
+    assert done.graph.node[0].input[1] == "n/min"
+    lowest = np.finfo(dtype).min if kind == F else np.iinfo(dtype).min
+    same(tmp_path, model, done, {"x": np.array([lowest, -2, 3, 7], dtype)})
+
+
+@pytest.mark.parametrize(
+    ("model", "stuck"),
+    [
+        (graph([node("Clip", ["x", "m"])], {"x": (F, [4])}, {"m": np.float32(3)}, outputs={"y": (F, [4])}), 0),
+        (graph([node("Clip", ["x"], max=3.0)], {"x": (F, [4])}, opset=10, outputs={"y": (F, [4])}), 0),
+        (graph([node("Resize", ["x", "s"], mode="linear")], {"x": (F, [1, 1, 2, 2])},
+               {"s": np.array([1, 1, 2, 2], np.float32)}, opset=10, outputs={"y": (F, [1, 1, 4, 4])}), 0),
+        (graph([node("Transpose", ["x"], perm=[1, 0])], {"x": (F, [4, 2])}, outputs={"y": (F, [2, 4])}), 0),
+        (graph([node("Reshape", ["x", "s"], ["r"], "r"), node("Transpose", ["r"])],
+               {"x": (F, [4, 2]), "s": (I64, ["rank"])}, outputs={"y": (F, None)}), 1),
+    ],
+)  # fmt: skip
+def test_what_needs_no_default_stays(model: onnx.ModelProto, stuck: int) -> None:
+    changed = ir.from_proto(onnx.shape_inference.infer_shapes(model))
+    changes = REWRITES["write_out_defaults"].apply(changed, Context("mindspore-lite", 18))
+    assert changes.nodes == []
+    assert len(changes.stuck) == stuck
+
+
 @pytest.mark.parametrize("direction", ["forward", "bidirectional"])
 def test_an_lstm_is_written_in_full_for_mindspore_lite(tmp_path: Path, direction: str) -> None:
     count = 2 if direction == "bidirectional" else 1

@@ -58,18 +58,28 @@ def conv_strides(node: Node, question: Question) -> Iterator[Finding]:
         yield Finding(
             _runtime(question),
             "Conv without the attribute strides is converted, and the runtime refuses it",
-            "export it with strides",
+            "the rewrite write_out_defaults writes them out",
+            "write_out_defaults",
         )
 
 
 def cast(node: Node, _: Question) -> Iterator[Finding]:
-    """Integers cast to bool and on to float stay what they were: 2 becomes 2, not 1."""
+    """Casts to bool keep the number: 2 becomes 2, not 1. A cast of a float to integers is left out where another follows."""
     target = node.outputs[0].dtype if node.outputs and node.outputs[0] else ""
-    if not node.folded and target == "bool" and node.value(0).dtype in {"int64", "int32"}:
+    source = node.value(0).dtype
+    if node.folded:
+        return
+    if target == "bool" and source not in {"bool", ""}:
         yield Finding(
             "unknown",
-            f"Cast of {node.value(0).dtype} to bool keeps the number: right for 0 and 1 alone",
+            f"Cast of {source} to bool keeps the number: right for 0 and 1 alone",
             "compare with 0 instead",
+        )
+    elif target.startswith(("int", "uint")) and source.startswith("float"):
+        yield Finding(
+            "unknown",
+            f"Cast of {source} to {target} is left out where a Cast to float follows: digits behind the point stay",
+            "use Floor",
         )
 
 

@@ -22,6 +22,7 @@ from orchestrator.graph.rewrites.activations import (
 from orchestrator.graph.rewrites.base import TOOLCHAINS, Changes, Context, Problem, Rewrite, lacking, schema
 from orchestrator.graph.rewrites.composites import COMPOSITES, decompose_composites, slice_shape
 from orchestrator.graph.rewrites.convolutions import conv1d_to_2d, split_large_kernel
+from orchestrator.graph.rewrites.defaults import write_out_defaults
 from orchestrator.graph.rewrites.fold import fold_constants
 from orchestrator.graph.rewrites.narrow import narrow_float64, narrow_int64
 from orchestrator.graph.rewrites.normalizations import (
@@ -69,6 +70,7 @@ _IN_ORDER: Final = (
             decompose_composites, COMPOSITES),
     Rewrite("slice_shape", "exact", "Shape of some axes as a Slice of the whole", True, _LITE, slice_shape),
     Rewrite("complete_lstm", "exact", "LSTM with all outputs named and its initial states stated", True, _LITE, complete_lstm),
+    Rewrite("write_out_defaults", "exact", "state the attributes left to ONNX's defaults", True, _LITE, write_out_defaults),
     Rewrite("decompose_trilu", "exact", "Trilu as Where with a mask", True, TOOLCHAINS, decompose_trilu,
             frozenset({"Trilu"})),
     Rewrite("decompose_einsum", "tolerance", "Einsum of two operands as MatMul", True, TOOLCHAINS, decompose_einsum,
