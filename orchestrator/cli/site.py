@@ -37,7 +37,13 @@ def show(shown: dict[str, Any], *, as_json: bool) -> None:
     print(f"site {shown['name']}: {shown['state']}")
     for part, state in shown["parts"].items():
         print(f"  {part:<12}{state}")
-    for label, key in (("router", "router_url"), ("dashboard", "dashboard_url"), ("ray", "ray_address")):
+    shown_urls = (
+        ("router", "router_url"),
+        ("gRPC", "router_grpc"),
+        ("dashboard", "dashboard_url"),
+        ("ray", "ray_address"),
+    )
+    for label, key in shown_urls:
         if shown.get(key):
             print(f"  {label:<12}{shown[key]}")
     for name, pool in shown["pools"].items():

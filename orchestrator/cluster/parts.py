@@ -104,7 +104,7 @@ class RouterChild(Child):
 
     def __init__(self, site: LocalSite) -> None:
         super().__init__(site, "router")
-        self.url = ""
+        self.url = self.grpc = ""
 
     @property
     def _folder(self) -> Path:
@@ -128,7 +128,7 @@ class RouterChild(Child):
             return False
         if self.identity is None or told.get("pid") != self.identity.pid:
             return False
-        self.url = str(told["url"])
+        self.url, self.grpc = str(told["url"]), str(told.get("grpc", ""))
         return True
 
 

@@ -100,6 +100,7 @@ class SiteStatus:
 
     Attributes:
         state: `up` when every part that the pools need is up; `degraded` when a part that was up is not.
+        router_grpc: `host:port` of gRPC; empty where grpcio is not installed.
         pids: Process ids of supervisor, ray and router, as far as they live.
         error: The last thing that went wrong, or empty.
     """
@@ -109,6 +110,7 @@ class SiteStatus:
     ray_address: str = ""
     dashboard_url: str = ""
     router_url: str = ""
+    router_grpc: str = ""
     router_admin: str = ""
     ray_token_path: str = ""
     pids: Mapping[str, int] = field(default_factory=dict[str, int])

@@ -121,6 +121,7 @@ class Supervisor:
             ray_address=self._ray.address,
             dashboard_url=self._ray.dashboard_url,
             router_url=self._router.url,
+            router_grpc=self._router.grpc,
             router_admin=admin_socket(self._site),
             ray_token_path=str(self._site.token_path),
             pools=pools,

@@ -87,6 +87,7 @@ class Backdoor:
             "boot": router.recorder.events.boot,
             "pid": os.getpid(),
             "url": router.url,
+            "grpc": router.grpc_url,
             "version": router.routes.table.version,
             "generations": router.routes.lane_status(),
             "replicas": replicas,

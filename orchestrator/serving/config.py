@@ -33,6 +33,7 @@ class RouterSettings:
         queue_limit: Waiting requests per generation; then 429.
         replica_grace_s: How long requests wait for a replica to come back before 503.
         parent_pid: When not 0, the router dies with this parent.
+        grpc_port: Port of gRPC: 0 as for `port`, and no gRPC where grpcio is not installed; -1 never.
     """
 
     host: str
@@ -44,14 +45,18 @@ class RouterSettings:
     queue_limit: int = 1024
     replica_grace_s: float = 10.0
     parent_pid: int = 0
+    grpc_port: int = 0
 
     def check(self) -> None:
         """Raise `UsageError` when a value cannot work."""
         _check_loopback(self.host)
         _check_socket(self.admin)
         _check_socket(self.link)
-        if not 0 <= self.port < 65536 or self.request_timeout_s <= 0 or self.queue_limit < 1:
-            raise UsageError(f"bad router settings: port {self.port}, queue_limit {self.queue_limit}")
+        ports_fit = 0 <= self.port < 65536 and -1 <= self.grpc_port < 65536
+        if not ports_fit or self.request_timeout_s <= 0 or self.queue_limit < 1:
+            raise UsageError(
+                f"bad router settings: port {self.port}, grpc_port {self.grpc_port}, queue_limit {self.queue_limit}"
+            )
 
 
 @dataclass(frozen=True, slots=True)

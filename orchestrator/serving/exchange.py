@@ -10,7 +10,7 @@ import orjson
 
 from orchestrator.serving import codings
 from orchestrator.serving.answer import write_answer
-from orchestrator.serving.errors import RequestError
+from orchestrator.serving.errors import RequestError, one_line
 from orchestrator.serving.tensors import Buffer, Tensor
 
 if TYPE_CHECKING:
@@ -104,8 +104,7 @@ class Exchange:
 
     def fail(self, status: int, message: str, extra: bytes = b"") -> None:
         """Answer with `{"error": message}`; the message is made one line of at most 600 characters."""
-        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message[:600])
-        self.reply(status, [orjson.dumps({"error": text.encode("utf-8", "replace").decode()})], JSON, extra)
+        self.reply(status, [orjson.dumps({"error": one_line(message)})], JSON, extra)
 
     def answer(self, request: Request, outputs: Sequence[Tensor]) -> None:
         """Answer an infer request.

@@ -64,6 +64,7 @@ class Lane:
 
     Attributes:
         headers: Header lines of every answer, rendered.
+        grpc_head: What every gRPC answer begins with, rendered by the first.
         signature: Of the bundle's model; None until a first replica has registered.
         replicas: Those that serve this lane.
         in_flight: Requests that a replica holds.
@@ -80,6 +81,7 @@ class Lane:
     in_flight: int = 0
     retired: bool = False
     headers: bytes = b""
+    grpc_head: bytes = b""
     version: str = ""
     statistics: LaneStatistics = field(default_factory=LaneStatistics)
 

@@ -74,18 +74,18 @@ def parse_request(body: Buffer, header_length: bytes | None) -> InferRequest:
         return InferRequest(None, {}, None, binary_output=True, timeout_us=None, raw=body)
     head = _parse_json(view[:size])
     parameters = _parameters(head.get("parameters"), "parameters")
-    _refuse_reserved(parameters)
+    refuse_reserved(parameters)
     blobs = _Blobs(view[size:])
     inputs = _inputs(head.get("inputs"), blobs)
     blobs.finish()
     binary_output = _flag(parameters, "binary_data_output", "parameters") or False
     return InferRequest(
-        _request_id(head.get("id")),
+        read_id(head.get("id")),
         inputs,
         _outputs(head.get("outputs"), binary_output),
         binary_output,
-        _timeout(parameters),
-        _priority(parameters),
+        read_timeout(parameters),
+        read_priority(parameters),
     )
 
 
@@ -157,7 +157,8 @@ class _Blobs:
             raise RequestError(f"{len(self._view) - self._place} bytes of the body belong to no input")
 
 
-def _request_id(value: object) -> str | None:
+def read_id(value: object) -> str | None:
+    """Return the request's id; raises `RequestError` where it is no short text."""
     if value is None:
         return None
     if not isinstance(value, str) or len(value.encode()) > MAX_ID_BYTES:
@@ -176,7 +177,8 @@ def _parameters(value: object, place: str) -> Mapping[str, object]:
     return found
 
 
-def _refuse_reserved(parameters: Mapping[str, object]) -> None:
+def refuse_reserved(parameters: Mapping[str, object]) -> None:
+    """Raise `RequestError` on a parameter that has a meaning elsewhere and none here."""
     for name in parameters:
         if name in _REFUSED or name.startswith("triton_"):
             raise RequestError(f"parameter {name!r} is not supported")
@@ -189,14 +191,16 @@ def _flag(parameters: Mapping[str, object], name: str, place: str) -> bool | Non
     return value
 
 
-def _timeout(parameters: Mapping[str, object]) -> int | None:
+def read_timeout(parameters: Mapping[str, object]) -> int | None:
+    """Return the client's deadline in microseconds; raises `RequestError` where it is no number."""
     value = parameters.get("timeout")
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
         raise RequestError("parameter timeout must be a number of microseconds")
     return value or None
 
 
-def _priority(parameters: Mapping[str, object]) -> int:
+def read_priority(parameters: Mapping[str, object]) -> int:
+    """Return the request's priority; raises `RequestError` where it is no number."""
     value = parameters.get("priority")
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < LAST):
         raise RequestError("parameter priority must be a whole number of 0 or more")
@@ -221,15 +225,8 @@ def _inputs(value: object, blobs: _Blobs) -> Mapping[str, Tensor]:
 
 
 def _input(row: Mapping[str, object], blobs: _Blobs) -> Tensor:
-    name, datatype = _name(row.get("name"), "input"), row.get("datatype")
-    if not isinstance(datatype, str) or datatype not in ITEM_BYTES:
-        raise RequestError(f"input {name!r}: datatype must be one of {', '.join(ITEM_BYTES)}")
-    shape = _shape(row.get("shape"), name)
-    size = count(shape) * max(1, ITEM_BYTES[datatype])
-    if size > MAX_TENSOR_BYTES:
-        raise RequestError(
-            f"input {name!r}: shape {list(shape)} needs {size} bytes, at most {MAX_TENSOR_BYTES} are allowed"
-        )
+    name = read_name(row.get("name"), "input")
+    datatype, shape = read_kind(name, row.get("datatype"), row.get("shape"))
     parameters = _parameters(row.get("parameters"), f"input {name!r}: parameters")
     if any(key.startswith("shared_memory") for key in parameters):
         raise RequestError(f"input {name!r}: shared memory is not supported")
@@ -250,19 +247,37 @@ def _input(row: Mapping[str, object], blobs: _Blobs) -> Tensor:
     return Tensor(name, datatype, shape, data)
 
 
-def _name(value: object, what: str) -> str:
+def read_name(value: object, what: str) -> str:
+    """Return the name of an input or output.
+
+    Raises:
+        RequestError: It is none.
+    """
     if not isinstance(value, str) or not 1 <= len(value) <= 256:
         raise RequestError(f"each {what} needs a name of 1 to 256 characters")
     return value
 
 
-def _shape(value: object, name: str) -> tuple[int, ...]:
-    if not isinstance(value, list) or len(cast("list[object]", value)) > MAX_RANK:
+def read_kind(name: str, datatype: object, shape: object) -> tuple[str, tuple[int, ...]]:
+    """Return datatype and shape of input `name`.
+
+    Raises:
+        RequestError: Not a datatype, not a shape, or more than one request may hold.
+    """
+    if not isinstance(datatype, str) or datatype not in ITEM_BYTES:
+        raise RequestError(f"input {name!r}: datatype must be one of {', '.join(ITEM_BYTES)}")
+    if not isinstance(shape, list) or len(cast("list[object]", shape)) > MAX_RANK:
         raise RequestError(f"input {name!r}: shape must be a list of at most {MAX_RANK} sizes")
-    sizes = cast("list[object]", value)
+    sizes = cast("list[object]", shape)
     if not all(isinstance(size, int) and not isinstance(size, bool) and 0 <= size < 1 << 63 for size in sizes):
         raise RequestError(f"input {name!r}: shape must hold whole numbers of 0 or more")
-    return tuple(cast("list[int]", sizes))
+    found = tuple(cast("list[int]", sizes))
+    size = count(found) * max(1, ITEM_BYTES[datatype])
+    if size > MAX_TENSOR_BYTES:
+        raise RequestError(
+            f"input {name!r}: shape {list(found)} needs {size} bytes, at most {MAX_TENSOR_BYTES} are allowed"
+        )
+    return datatype, found
 
 
 def _outputs(value: object, binary_output: bool) -> tuple[WantedOutput, ...] | None:
@@ -274,7 +289,7 @@ def _outputs(value: object, binary_output: bool) -> tuple[WantedOutput, ...] | N
     for row in cast("list[object]", value):
         if not isinstance(row, dict):
             raise RequestError("each output must be an object")
-        name = _name(cast("dict[str, object]", row).get("name"), "output")
+        name = read_name(cast("dict[str, object]", row).get("name"), "output")
         parameters = _parameters(cast("dict[str, object]", row).get("parameters"), f"output {name!r}: parameters")
         if any(key.startswith("shared_memory") or key == "classification" for key in parameters):
             raise RequestError(f"output {name!r}: shared memory and classification are not supported")

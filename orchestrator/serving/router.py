@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 import uvloop
@@ -34,6 +34,9 @@ from orchestrator.serving.links import LinkServer
 from orchestrator.serving.record import Recorder
 from orchestrator.serving.routes import Routes
 from orchestrator.serving.table import EMPTY, RoutingTable
+
+if TYPE_CHECKING:
+    from orchestrator.serving.grpc_front import GrpcFront
 
 _log: Final = logging.getLogger("orchestrator.serving.router")
 _SWEEP_S: Final = 0.05
@@ -58,7 +61,9 @@ class Router:
         self.front = Front(self.routes, self.admission, limits)
         self.public = HttpServer(self.front.handle, limits)
         self.admin = HttpServer(Backdoor(self).handle, _ADMIN_LIMITS)
-        self.url = ""
+        self.url = self.grpc_url = ""
+        self.grpc: GrpcFront | None = None
+        self._limits = limits
         self._state = Path(settings.state)
         self._sweeps = 0
         self._loop = asyncio.get_running_loop()
@@ -111,15 +116,40 @@ class Router:
             await self._unix_server(self.admin.protocol, self.settings.admin),
             await self._loop.create_server(self.public.protocol, sock=listener, backlog=4096),
         ]
+        await self._start_grpc()
         self._write_state(listener.getsockname()[1])
         self._sweep()
-        _log.info("router listens on %s", self.url)
+        _log.info("router listens on %s, gRPC on %s", self.url, self.grpc_url or "no port")
         # What lives now lives for ever; the collector need not walk it again.
         gc.collect()
         gc.freeze()
         gc.set_threshold(50_000, 50, 50)
         await stop.wait()
         await self._stop(servers)
+
+    async def _start_grpc(self) -> None:
+        wanted, memory = self.settings.grpc_port, self._state / "grpc_port"
+        if wanted < 0:
+            return
+        try:
+            from orchestrator.serving.grpc_front import GrpcFront
+        except ModuleNotFoundError as error:
+            hint = "install grpcio and protobuf, or set grpc_port to -1"
+            if wanted > 0:
+                raise ServingError(f"gRPC needs {error.name}, which is not installed", hint=hint) from error
+            _log.warning("gRPC is off: %s is not installed; %s", error.name, hint)
+            return
+        self.grpc = GrpcFront(self.routes, self.admission, self._limits)
+        remembered = int(memory.read_text() or "0") if wanted == 0 and memory.exists() else 0
+        try:
+            port = await self.grpc.start(self.settings.host, remembered or wanted)
+        except ServingError:
+            if not remembered:
+                raise
+            port = await self.grpc.start(self.settings.host, 0)
+        write_atomic(memory, str(port).encode())
+        host = f"[{self.settings.host}]" if ":" in self.settings.host else self.settings.host
+        self.grpc_url = f"{host}:{port}"
 
     async def _unix_server(self, protocol: Any, path: str) -> asyncio.Server:
         with contextlib.suppress(FileNotFoundError):
@@ -139,6 +169,7 @@ class Router:
             "host": self.settings.host,
             "port": port,
             "url": self.url,
+            "grpc": self.grpc_url,
             "admin": self.settings.admin,
             "link": self.settings.link,
         }
@@ -158,8 +189,11 @@ class Router:
         servers[-1].close()
         self.public.stop()
         deadline = self._loop.time() + _STOP_S
+        ending = asyncio.create_task(self.grpc.stop(_STOP_S)) if self.grpc else None
         while self._loop.time() < deadline and any(lane.busy for lane in self.dispatcher.lanes):
             await asyncio.sleep(0.02)
+        if ending is not None:
+            await ending
         (self._state / "router.json").unlink(missing_ok=True)
         for server in servers[:-1]:
             server.close()

@@ -1,4 +1,5 @@
-"""Router, agent and replica in environments that hold nothing else: no SQLAlchemy, MLflow, Ray, torch or pydantic; numpy 1.26 and 2."""
+"""Router, agent and replica in environments that hold nothing else: no SQLAlchemy, MLflow, Ray, torch or pydantic; numpy 1.26
+without gRPC, and numpy 2 with it."""
 
 from __future__ import annotations
 
@@ -13,11 +14,11 @@ import pytest
 from support.serving_site import ServingSite, generation, scale_bundle
 
 PACKAGES = ["onnxruntime", "orjson", "uvloop", "httptools", "safetensors", "httpx"]
-NUMPY = {"numpy1": "numpy==1.26.4", "numpy2": "numpy>=2"}
+NUMPY = {"numpy1": ["numpy==1.26.4"], "numpy2": ["numpy>=2", "grpcio", "protobuf"]}
 ABSENT = ("sqlalchemy", "mlflow", "ray", "torch", "pydantic", "onnx", "yaml")
 
 
-def _make(folder: Path, numpy: str) -> str:
+def _make(folder: Path, extra: list[str]) -> str:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=60)
     python = str(folder / "bin" / "python")
     install = [
@@ -30,7 +31,7 @@ def _make(folder: Path, numpy: str) -> str:
         "-q",
         "--only-binary",
         ":all:",
-        numpy,
+        *extra,
         *PACKAGES,
     ]
     done = subprocess.run(install, capture_output=True, text=True, timeout=240)
@@ -42,7 +43,7 @@ def _make(folder: Path, numpy: str) -> str:
 def pythons(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("environments")
     with ThreadPoolExecutor(2) as pool:
-        made = {name: pool.submit(_make, root / name, numpy) for name, numpy in NUMPY.items()}
+        made = {name: pool.submit(_make, root / name, extra) for name, extra in NUMPY.items()}
         return {name: future.result() for name, future in made.items()}
 
 
@@ -58,6 +59,7 @@ def test_a_bare_environment_serves(pythons: dict[str, str], name: str, tmp_path:
     site = ServingSite(tmp_path / "site", python=python, env={"PATH": os.environ["PATH"], "HOME": os.environ["HOME"]})
     try:
         site.start_router()
+        assert bool(site.grpc) == ("grpcio" in NUMPY[name])
         site.start_agent()
         site.serve("double", generation(1, scale_bundle(tmp_path / "double", 2.0)))
         x = np.arange(8, dtype=np.float32).reshape(2, 4)

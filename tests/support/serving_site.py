@@ -170,7 +170,8 @@ class ServingSite:
         state.unlink(missing_ok=True)
         self.router = self._spawn("router", config, "router")
         self.wait(lambda: state.exists() or self._dead(self.router), 15, "router")
-        self.url = json.loads(state.read_text())["url"]
+        told = json.loads(state.read_text())
+        self.url, self.grpc = told["url"], told["grpc"]
 
     def start_agent(
         self, name: str = "agent", slots: int = 1, pool: str = "edge", device: str = DEVICE, **more: object

@@ -1,0 +1,289 @@
+"""The gRPC door: GRPCInferenceService and the standard health service, on the router's event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import grpc
+import grpc.aio
+from google.protobuf import json_format
+from google.protobuf.message import DecodeError
+
+from orchestrator.core.errors import ServingError
+from orchestrator.serving import describe
+from orchestrator.serving.admission import Admission
+from orchestrator.serving.errors import RequestError, one_line
+from orchestrator.serving.lanes import Lane, Request
+from orchestrator.serving.limits import Limits
+from orchestrator.serving.oip_grpc import MESSAGES, lane_part, parse_request, write_answer
+from orchestrator.serving.proto import load_messages
+from orchestrator.serving.routes import Routes
+from orchestrator.serving.tensors import Tensor
+
+SERVICE: Final = "inference.GRPCInferenceService"
+_HEALTH: Final = load_messages(Path(__file__).with_name("health.proto"))
+_CODES: Final = {
+    404: grpc.StatusCode.NOT_FOUND,
+    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    499: grpc.StatusCode.CANCELLED,
+    500: grpc.StatusCode.INTERNAL,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+_SLACK_BYTES: Final = 1 << 20
+_STREAM_WINDOW: Final = 64
+"""Unanswered requests of one stream before it is read no further."""
+_WATCH_S: Final = 0.25
+_RPCS: Final = 10_000
+
+
+class GrpcCaller:
+    """Waits for the answer of one request."""
+
+    __slots__ = ("_future", "done", "gone")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._future: asyncio.Future[bytes | RequestError] = loop.create_future()
+        self.done = False
+        self.gone = False
+
+    def answer(self, request: Request, outputs: Sequence[Tensor]) -> None:
+        """Give the answer."""
+        self._give(lane_part(request.lane) + write_answer(request, outputs))
+
+    def refuse(self, error: RequestError, lane: Lane | None) -> None:  # noqa: ARG002 - headers are HTTP's
+        """Give the error."""
+        self._give(error)
+
+    def _give(self, found: bytes | RequestError) -> None:
+        if not self.done:
+            self.done = True
+            if not self._future.done():
+                self._future.set_result(found)
+
+    async def wait(self) -> bytes | RequestError:
+        """Return the serialized `ModelInferResponse`, or the error; a caller that is cancelled is gone."""
+        try:
+            return await self._future
+        except asyncio.CancelledError:
+            self.gone = True
+            raise
+
+
+class GrpcFront:
+    """Serves both services on one port.
+
+    Args:
+        limits: Message size, and bytes held, as for HTTP.
+    """
+
+    def __init__(self, routes: Routes, admission: Admission, limits: Limits) -> None:
+        self._routes = routes
+        self._admission = admission
+        self._limits = limits
+        self._held_bytes = 0
+        self._loop = asyncio.get_running_loop()
+        self._server: Any = None
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen, and return the port.
+
+        Raises:
+            ServingError: The port is taken.
+        """
+        server = grpc.aio.server(
+            maximum_concurrent_rpcs=_RPCS,
+            options=(
+                ("grpc.max_receive_message_length", self._limits.body + _SLACK_BYTES),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.max_metadata_size", self._limits.head),
+                # Two routers must not share a port by accident.
+                ("grpc.so_reuseport", 0),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+                ("grpc.http2.max_ping_strikes", 0),
+            ),
+        )
+        server.add_generic_rpc_handlers((self._inference(), self._health()))
+        address = f"[{host}]" if ":" in host else host
+        try:
+            found = server.add_insecure_port(f"{address}:{port}")
+        except RuntimeError as error:
+            raise ServingError(
+                f"cannot listen for gRPC on {host}:{port}: {error}", hint="choose another port"
+            ) from error
+        await server.start()
+        self._server = server
+        return found
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no new call, answer those that are here within `grace_s`."""
+        if self._server is not None:
+            await self._server.stop(grace_s)
+
+    def _inference(self) -> Any:
+        plain: dict[str, Callable[[Any], dict[str, Any]]] = {
+            "ServerLive": lambda _: {"live": True},
+            "ServerReady": lambda _: {"ready": self._routes.ready()},
+            "ModelReady": self._model_ready,
+            "ServerMetadata": lambda _: describe.server(),
+            "ModelMetadata": lambda asked: describe.metadata(self._routes.find(asked.name, asked.version)),
+            "ModelConfig": lambda asked: {"config": describe.config(self._routes.find(asked.name, asked.version))},
+            "ModelStatistics": self._statistics,
+            "RepositoryIndex": lambda asked: {"models": describe.index(self._routes, ready=asked.ready)},
+        }
+        handlers: dict[str, Any] = {
+            name: grpc.unary_unary_rpc_method_handler(_plain(name, tell)) for name, tell in plain.items()
+        }
+        handlers["ModelInfer"] = grpc.unary_unary_rpc_method_handler(self._infer)
+        handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(self._stream)
+        return grpc.method_handlers_generic_handler(SERVICE, handlers)
+
+    def _model_ready(self, asked: Any) -> dict[str, Any]:
+        try:
+            route, generation = self._routes.find(asked.name, asked.version)
+        except RequestError:
+            return {"ready": False}
+        return {"ready": route.ready(generation)}
+
+    def _statistics(self, asked: Any) -> dict[str, Any]:
+        place = self._routes.find(asked.name, asked.version) if asked.name else None
+        return describe.statistics(self._routes, place)
+
+    # --- infer ---
+
+    async def _infer(self, data: bytes, context: Any) -> bytes:
+        caller = GrpcCaller(self._loop)
+        size = self._submit(caller, data, context)
+        try:
+            found = await caller.wait()
+        finally:
+            self._held_bytes -= size
+        if isinstance(found, RequestError):
+            await _abort(context, found)
+        return found
+
+    def _submit(self, caller: GrpcCaller, data: bytes, context: Any) -> int:
+        """Hand the request in, and return how many bytes it holds until its answer."""
+        arrived, size = time.monotonic(), len(data)
+        self._held_bytes += size
+        remaining = context.time_remaining()
+        patience_s = math.inf if remaining is None else remaining
+        try:
+            if self._held_bytes > self._limits.buffered:
+                raise RequestError("the server holds too many requests", status=429, kind="overload", retry_after_s=1)
+            message = _decode(MESSAGES["ModelInferRequest"], data)
+            place = self._routes.find(message.model_name, message.model_version)
+        except RequestError as error:
+            caller.refuse(error, None)
+            return size
+        synthetic = any(key == "x-orchestrate-probe" for key, _ in context.invocation_metadata() or ())
+        try:
+            asked = parse_request(message)
+        except RequestError as error:
+            self._admission.refuse(caller, place, None, error, arrived, synthetic)
+            return size
+        self._admission.submit(caller, place, asked, arrived, patience_s, synthetic)
+        return size
+
+    async def _stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        """Answer in the order of the requests; up to `_STREAM_WINDOW` of them run at once. An error ends no stream."""
+        waiting: asyncio.Queue[tuple[GrpcCaller, int] | None] = asyncio.Queue()
+        window = asyncio.Semaphore(_STREAM_WINDOW)
+
+        async def read() -> None:
+            try:
+                async for data in requests:
+                    await window.acquire()
+                    caller = GrpcCaller(self._loop)
+                    waiting.put_nowait((caller, self._submit(caller, data, context)))
+            finally:
+                waiting.put_nowait(None)
+
+        reader = asyncio.create_task(read())
+        try:
+            while (entry := await waiting.get()) is not None:
+                try:
+                    found = await entry[0].wait()
+                finally:
+                    self._held_bytes -= entry[1]
+                window.release()
+                yield _stream_answer(found)
+        finally:
+            reader.cancel()
+            while not waiting.empty():
+                if (left := waiting.get_nowait()) is not None:
+                    left[0].gone = True
+                    self._held_bytes -= left[1]
+
+    # --- health ---
+
+    def _health(self) -> Any:
+        async def check(data: bytes, context: Any) -> bytes:
+            status = self._serving(_HEALTH["HealthCheckRequest"].FromString(data).service)
+            if status is None:
+                await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
+            return _HEALTH["HealthCheckResponse"](status=status).SerializeToString()
+
+        async def watch(data: bytes, context: Any) -> AsyncIterator[bytes]:  # noqa: ARG001 - grpc's form
+            service, told = _HEALTH["HealthCheckRequest"].FromString(data).service, None
+            while True:
+                status = self._serving(service) or "SERVICE_UNKNOWN"
+                if status != told:
+                    told = status
+                    yield _HEALTH["HealthCheckResponse"](status=status).SerializeToString()
+                await asyncio.sleep(_WATCH_S)
+
+        handlers: dict[str, Any] = {
+            "Check": grpc.unary_unary_rpc_method_handler(check),
+            "Watch": grpc.unary_stream_rpc_method_handler(watch),
+        }
+        return grpc.method_handlers_generic_handler("grpc.health.v1.Health", handlers)
+
+    def _serving(self, service: str) -> str | None:
+        """Both the server and the inference service are ready when every endpoint that has traffic is."""
+        if service in ("", SERVICE):
+            return "SERVING" if self._routes.ready() else "NOT_SERVING"
+        return None
+
+
+def _plain(name: str, tell: Callable[[Any], dict[str, Any]]) -> Callable[[bytes, Any], Awaitable[bytes]]:
+    """Make the handler of a call that asks and is told."""
+
+    async def handle(data: bytes, context: Any) -> bytes:
+        try:
+            found = tell(_decode(MESSAGES[f"{name}Request"], data))
+        except RequestError as error:
+            await _abort(context, error)
+        return json_format.ParseDict(found, MESSAGES[f"{name}Response"]()).SerializeToString()
+
+    return handle
+
+
+def _decode(kind: Any, data: bytes) -> Any:
+    try:
+        return kind.FromString(data)
+    except DecodeError as error:
+        raise RequestError(f"the message is no {kind.DESCRIPTOR.name}: {error}") from error
+
+
+async def _abort(context: Any, error: RequestError) -> NoReturn:
+    code = _CODES.get(error.status, grpc.StatusCode.INVALID_ARGUMENT)
+    trailing = (("retry-after", str(error.retry_after_s)),) if error.retry_after_s else ()
+    await context.abort(code, one_line(error.message), trailing)
+    raise AssertionError("unreachable: abort raises")
+
+
+def _stream_answer(found: bytes | RequestError) -> bytes:
+    kind = MESSAGES["ModelStreamInferResponse"]
+    if isinstance(found, RequestError):
+        return kind(error_message=one_line(found.message)).SerializeToString()
+    answer = kind()
+    answer.infer_response.ParseFromString(found)
+    return answer.SerializeToString()
