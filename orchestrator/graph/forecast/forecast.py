@@ -123,7 +123,7 @@ def forecast(
     told = progress or _quiet
     with tempfile.TemporaryDirectory(prefix="forecast-", dir=scratch) as folder:
         space = open_workspace(path, Path(folder), threads=threads)
-        batches = _sized(space, Batches(info.inputs, given, size=1))
+        batches = choose_size(space, Batches(info.inputs, given, size=1))
         run = _Run(name or path.name, policy, thresholds, space, batches, evaluate, told)
         return _forecast(run, keep, synthetic_samples=samples is None)
 
@@ -132,7 +132,7 @@ def _quiet(_done: float, _text: str) -> None:
     """Tell nobody."""
 
 
-def _sized(space: Workspace, single: Batches) -> Batches:
+def choose_size(space: Workspace, single: Batches) -> Batches:
     """Measure shapes, and choose how many samples go through at once."""
     space.measure_shapes(single.piece(0, single.size))
     largest = max((4 * math.prod(space.shapes[n]) for n in space.shapes if n not in space.weights), default=1)

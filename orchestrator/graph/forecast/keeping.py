@@ -30,6 +30,8 @@ from orchestrator.graph.verdict import Thresholds, judge
 Array = np.ndarray[Any, Any]
 _SEARCH_SAMPLES: Final = 4
 _MOST_ROUNDS: Final = 12
+_SHARE_OF_ROUND: Final = 0.6
+"""Of the time that is left, what one round may use: samples that fail its answer need another."""
 _WORTH_DB: Final = 0.5
 """What a list must gain to be worth naming although the thresholds are not met."""
 
@@ -59,6 +61,7 @@ class Keeper:
     search_s: float = SEARCH_S
     points: list[Point] = field(default_factory=list[Point])
     runs: int = 0
+    _begin: int = 1
 
     def units(self, pieces: Pieces) -> list[Unit]:
         """Return all must-keep units: those that the views ask for, then those that still break the twin."""
@@ -146,19 +149,23 @@ class Keeper:
         outputs = Model(self.space, self.batches, self.policy, must)(self.batches.samples)
         until = time.monotonic() + self.search_s
         order = _row_order(self.reference, outputs, self.batches.count)
-        chosen: list[Candidate] = []
+        best: list[Candidate] = []
+        reached = worst_db(metrics) + _WORTH_DB
         for count in (_SEARCH_SAMPLES, 4 * _SEARCH_SAMPLES, self.batches.count):
             rows = sorted({*rows, *order[:count]})
-            chosen, found = self._search(pieces, must, candidates, rows, until)
+            left = until - time.monotonic()
+            chosen, found = self._search(pieces, must, candidates, rows, time.monotonic() + left * _SHARE_OF_ROUND)
             keep = [*must, *{name for one in chosen for name in one.nodes}]
             final = self.measure(keep)
             self._point(keep, final)
-            if not found or self._passes(final) or count >= self.batches.count or time.monotonic() >= until:
-                if not self._passes(final) and worst_db(final) < worst_db(metrics) + _WORTH_DB:
-                    chosen = []  # it neither passes nor helps
+            if self._passes(final):
+                return chosen
+            if worst_db(final) > reached:
+                best, reached = chosen, worst_db(final)
+            if not found or len(rows) >= self.batches.count or time.monotonic() >= until:
                 break
             rows += _worst_rows(final, self.batches.count)
-        return chosen
+        return best
 
     def _search(
         self, pieces: Pieces, must: list[str], candidates: Sequence[Candidate], rows: list[int], until: float
@@ -174,8 +181,9 @@ class Keeper:
             self._point({*must, *nodes}, metrics)
             return Probe(worst_db(metrics), self._passes(metrics))
 
-        answer = Search(probe, until).find(candidates)
-        self.runs += session.runs
+        search = Search(probe, until)
+        answer = search.find(candidates, begin=self._begin)
+        self._begin, self.runs = search.grown, self.runs + session.runs
         return answer
 
     def _free(self, node: Any) -> bool:

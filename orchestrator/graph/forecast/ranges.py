@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -23,6 +23,11 @@ Array = np.ndarray[Any, Any]
 
 MIN_NORMAL: Final = 2.0**-14
 """Below it fp16 loses digits."""
+_NEVER_NEGATIVE: Final = frozenset({
+    "Relu", "Sigmoid", "HardSigmoid", "Softmax", "Softplus", "Sqrt", "Exp", "Abs", "ReduceL1", "ReduceL2",
+    "ReduceSumSquare",
+})  # fmt: skip
+_PIECE: Final = 1 << 18
 FLUSHED: Final = 2.0**-25
 """At or below it fp16 rounds to zero (half of the smallest subnormal, ties to even)."""
 
@@ -78,21 +83,26 @@ def measure_ranges(space: Workspace, batches: Batches, *, sensitive: Iterable[st
         GateError: The graph does not run on the samples.
     """
     names = float_tensors(space)
-    made = Instrument(space)
-    written = {entry.name for entry in space.graph.input}
-    for name in names:
-        if name in written:
-            _look(made, space, name)
+    copies = {copy: source for copy, source in space.copies().items() if copy in names and source in names}
+    made, asked = Instrument(space), set(names) - set(copies)
+    for entry in space.graph.input:
+        if entry.name in asked:
+            _look(made, space, entry.name, signed=True)
     for node in space.graph.node:
         made.nodes.append(node)
         for name in node.output:
-            if name in space.shapes and space.is_float(name) and math.prod(space.shapes[name]):
-                _look(made, space, name)
+            if name in asked:
+                _look(made, space, name, signed=not _never_negative(space, node))
     taken = take(made, batches, outputs=space.graph.output)
-    rough = {name: _rough(name, taken, _elements(space, name, batches)) for name in names}
+    rough: dict[str, TensorRange] = {}
+    for name in names:
+        if name in copies:
+            rough[name] = replace(rough[copies[name]], tensor=name)
+        else:
+            rough[name] = _rough(name, taken, _elements(space, name, batches))
     rough.update(_weights(space))
     wanted = set(sensitive)
-    suspects = [n for n, r in rough.items() if n in taken.samples and (n in wanted or not r.absmax <= FP16_MAX)]
+    suspects = [n for n in names if n in wanted or not rough[n].absmax <= FP16_MAX]
     exact = _count(space, batches, suspects)
     found = {name: exact[name](value) if name in exact else value for name, value in rough.items()}
     return Ranges(found, taken.outputs, _exponents(taken, rough))
@@ -106,12 +116,20 @@ def float_tensors(space: Workspace) -> list[str]:
     return [n for n in (*given, *computed) if space.is_float(n) and n in space.shapes and math.prod(space.shapes[n])]
 
 
-def _look(made: Instrument, space: Workspace, name: str) -> None:
+def _look(made: Instrument, space: Workspace, name: str, *, signed: bool) -> None:
     flat = made.flat(name)
     made.scalar(f"max {name}", made.reduce("ReduceMax", flat))
-    made.scalar(f"min {name}", made.reduce("ReduceMin", flat))
+    if signed:
+        made.scalar(f"min {name}", made.reduce("ReduceMin", flat))
     made.scalar(f"square {name}", made.reduce("ReduceSumSquare", flat))
     made.sample(name, flat, math.prod(space.shapes[name]))
+
+
+def _never_negative(space: Workspace, node: Any) -> bool:
+    if node.op_type == "Clip":
+        low = node.input[1] if len(node.input) > 1 else ""
+        return low in space.weights and bool(np.all(space.weight(low) >= 0))
+    return node.op_type in _NEVER_NEGATIVE
 
 
 def _elements(space: Workspace, name: str, batches: Batches) -> int:
@@ -121,7 +139,8 @@ def _elements(space: Workspace, name: str, batches: Batches) -> int:
 
 
 def _rough(name: str, taken: Taken, elements: int) -> TensorRange:
-    top, bottom = taken.scalars[f"max {name}"], taken.scalars[f"min {name}"]
+    top = taken.scalars[f"max {name}"]
+    bottom = taken.scalars.get(f"min {name}", top)
     squares = taken.scalars[f"square {name}"]
     absmax = float(np.max(np.maximum(np.abs(top), np.abs(bottom))))
     if np.isnan(squares).any():  # a maximum may step over NaN, a sum does not
@@ -144,17 +163,34 @@ def _weights(space: Workspace) -> dict[str, TensorRange]:
     for name in space.weights:
         if not space.is_float(name):
             continue
-        values = np.abs(space.weight(name).ravel())
+        values = space.weight(name).ravel()
         if values.size:
-            finite = np.isfinite(values)
-            nonzero = max(1, int(np.count_nonzero(values)))
-            found[name] = TensorRange(
-                name, float(values.max()), float(np.sqrt(np.mean(np.square(values, dtype=np.float64)))), values.size,
-                over=int(np.sum(finite & (values > FP16_MAX))), nonfinite=int(np.sum(~finite)),
-                subnormal_share=int(np.sum((values > 0) & (values < MIN_NORMAL))) / nonzero,
-                flushed_share=int(np.sum((values > 0) & (values <= FLUSHED))) / nonzero, exact=True,
-            )  # fmt: skip
+            found[name] = _weight(name, values)
     return found
+
+
+def _weight(name: str, values: Array) -> TensorRange:
+    """Look at a weight piece by piece, so that no copy of it is ever whole."""
+    absmax, squares = 0.0, 0.0
+    nonzero = small = lost = over = nonfinite = 0
+    for start in range(0, values.size, _PIECE):
+        piece = np.abs(values[start : start + _PIECE])
+        top, power = float(piece.max()), float(np.dot(piece, piece))
+        absmax = max(absmax, top) if top == top else math.nan  # noqa: PLR0124  NaN is not itself
+        squares += power
+        nonzero += int(np.count_nonzero(piece))
+        small += int(np.count_nonzero(piece < MIN_NORMAL))
+        lost += int(np.count_nonzero(piece <= FLUSHED))
+        if not top <= FP16_MAX:
+            finite = np.isfinite(piece)
+            over += int(np.count_nonzero(finite & (piece > FP16_MAX)))
+            nonfinite += int(np.count_nonzero(~finite))
+    zeros = values.size - nonzero
+    return TensorRange(
+        name, absmax, math.sqrt(squares / values.size) if squares >= 0 else math.nan, values.size,
+        over=over, nonfinite=nonfinite, subnormal_share=(small - zeros) / max(1, nonzero),
+        flushed_share=(lost - zeros) / max(1, nonzero), exact=True,
+    )  # fmt: skip
 
 
 def _count(space: Workspace, batches: Batches, suspects: list[str]) -> dict[str, Any]:

@@ -36,12 +36,14 @@ class Search:
 
     Attributes:
         probe: Answers for a set of nodes kept beside the must-keep list.
-        until: On the monotonic clock; no more probes after it.
+        until: On the monotonic clock; from then on the list is made no smaller. Growing it always goes to its end.
+        grown: How many candidates it took to pass, before any was taken away; where another search may begin.
         tried: Every set that was asked for, with its answer, in order.
     """
 
     probe: Callable[[frozenset[str]], Probe]
     until: float = math.inf
+    grown: int = 1
     tried: list[tuple[frozenset[str], Probe]] = field(default_factory=list[tuple[frozenset[str], Probe]])
 
     @property
@@ -49,7 +51,7 @@ class Search:
         """Whether the time is over."""
         return time.monotonic() >= self.until
 
-    def find(self, candidates: Sequence[Candidate]) -> tuple[list[Candidate], bool]:
+    def find(self, candidates: Sequence[Candidate], *, begin: int = 1) -> tuple[list[Candidate], bool]:
         """Return the candidates to keep, and whether they meet the thresholds.
 
         Grows in doubling groups until they do, then takes away what is not needed (ddmin).
@@ -57,13 +59,14 @@ class Search:
         if self._ask([]).passed:
             return [], True
         ranked = sorted(candidates, key=lambda one: (-one.worth, one.tensor))
-        size, failed = 1, 0
+        size, failed = min(begin, len(ranked)), 0
         while True:
             chosen = ranked[:size]
             if self._ask(chosen).passed:
+                self.grown = size
                 return self._minimise(self._shorter(ranked, failed, size)), True
             failed = size
-            if size >= len(ranked) or self.spent:
+            if size >= len(ranked):
                 break
             size = min(2 * size, len(ranked))
         return self._best(ranked), False

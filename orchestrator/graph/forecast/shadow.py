@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -79,17 +79,29 @@ def cumulative(
         made.initializers.append(copy)
     for node in pieces.head:
         made.nodes.append(_own_name(renamed(node, names), _TWIN))
-    looked: list[str] = []
+    looked: dict[str, str] = {}
+    copies = space.copies()
     for node, group in zip(space.graph.node, pieces.groups, strict=True):
         made.nodes.append(node)
         made.nodes += [_own_name(renamed(piece, names), _TWIN) for piece in group]
         for tensor in _comparable(space, node.output, ranges):
-            _compare(made, tensor, names[tensor], ranges[tensor])
-            looked.append(tensor)
+            source = copies.get(tensor, tensor)
+            looked[tensor] = source if source in looked and _rounds_nothing(pieces, tensor) else tensor
+            if looked[tensor] == tensor:
+                _compare(made, tensor, names[tensor], ranges[tensor])
     outputs = [_as_output(entry, names) for entry in space.graph.output]
     taken = take(made, batches, outputs=outputs)
     values = {entry.name: taken.outputs[made_.name] for entry, made_ in zip(space.graph.output, outputs, strict=True)}
-    return {tensor: _damage(tensor, taken, ranges[tensor], pieces) for tensor in looked}, values
+    found = {
+        tensor: _damage(tensor, taken, ranges[tensor], pieces) for tensor, source in looked.items() if source == tensor
+    }
+    return {tensor: replace(found[source], tensor=tensor) for tensor, source in looked.items()}, values
+
+
+def _rounds_nothing(pieces: Pieces, tensor: str) -> bool:
+    """Tell whether a copy of a tensor has the very values of what it copies: nothing is rounded behind it."""
+    wire = pieces.wire(tensor)
+    return wire is not None and (wire.already or not wire.low)
 
 
 def local(space: Workspace, batches: Batches, pieces: Pieces, ranges: Mapping[str, TensorRange]) -> dict[str, Damage]:

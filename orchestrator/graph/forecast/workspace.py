@@ -24,6 +24,7 @@ Array = np.ndarray[Any, Any]
 INLINE_BYTES: Final = 1024
 """Smaller tensors stay in the graph, where shape inference can read them."""
 
+_SAME_VALUES: Final = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
 _WEIGHTS: Final = "weights.bin"
 _ALIGN_BYTES: Final = 4096
 _ort = cast("Any", onnxruntime)  # ships no types
@@ -63,6 +64,17 @@ class Workspace:
         """Version of `ai.onnx`."""
         return next(int(entry.version) for entry in self.model.opset_import if entry.domain in ("", "ai.onnx"))
 
+    def copies(self) -> dict[str, str]:
+        """Return the float tensors that hold the same values as another, in another shape or order -> that other."""
+        found: dict[str, str] = {}
+        weights = self.weights
+        for node in self.graph.node:
+            moves = node.op_type in _SAME_VALUES and not node.domain
+            source = str(node.input[0]) if moves else ""
+            if moves and self.is_float(source) and source not in weights:
+                found[str(node.output[0])] = found.get(source, source)
+        return found
+
     @property
     def weights(self) -> dict[str, Any]:
         """Initializers of the main graph by name."""
@@ -97,8 +109,13 @@ class Workspace:
         self._append(tensor, np.ascontiguousarray(value).tobytes())
         return tensor
 
+    @property
+    def _convolves(self) -> bool:
+        """Whether the runtime's blocked layouts gain more than its optimiser costs on graphs of thousands of nodes."""
+        return any(node.op_type == "Conv" for node in self.graph.node)
+
     def session(self, model: onnx.ModelProto, *, optimise: bool = False) -> Any:
-        """Open a session over `model`, which lives in this folder from now on.
+        """Open a session over `model`, whose weights are this folder's.
 
         Raises:
             GateError: The runtime cannot load it.
@@ -108,7 +125,9 @@ class Workspace:
         path.write_bytes(model.SerializeToString())
         try:
             return _ort.InferenceSession(
-                str(path), session_options(self.threads, optimise=optimise), providers=["CPUExecutionProvider"]
+                str(path),
+                session_options(self.threads, optimise=optimise or self._convolves),
+                providers=["CPUExecutionProvider"],
             )
         except Exception as error:
             raise GateError(
