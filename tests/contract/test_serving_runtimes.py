@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -9,15 +11,35 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
+from support import fake_onnxruntime
+from support.ascend_tools import (
+    mindspore_lite_python,
+    needs_mindspore_lite,
+    needs_onnxruntime_cann,
+    onnxruntime_cann_python,
+)
 from support.fake_acl import FakeAcl, Violation
-from support.runtime_variants import GEARS, SOC, batch, expected, model, om_variant
+from support.runtime_variants import (
+    GEARS,
+    SOC,
+    batch,
+    cann_variant,
+    expected,
+    mindir_variant,
+    model,
+    om_variant,
+    torch_variant,
+    variant_of,
+)
 from support.serving_site import DEVICE
 
 from orchestrator.bundle.golden import Golden
-from orchestrator.bundle.variant import Variant
-from orchestrator.core.errors import DeviceError, OrchestratorError, ServingError
+from orchestrator.bundle.variant import Variant, read_variant
+from orchestrator.core.errors import DeviceError, OrchestratorError, ServingError, UserCodeError
 from orchestrator.serving.runtimes.api import ExecutionFailed, InputRejected, Job, Session, runtime
+from orchestrator.serving.tensors import from_array
 from orchestrator.serving.warm import warm_up
 
 
@@ -71,7 +93,37 @@ def _om_ranges(tmp_path: Path, acl: Any) -> Session:
     return open_om(tmp_path, "ranges")
 
 
-OPENERS: dict[str, Any] = {"onnx-cpu": _onnx_cpu, "om": _om, "om-fixed": _om_fixed, "om-ranges": _om_ranges}
+def _mindir(tmp_path: Path, _acl: Any) -> Session:
+    python = mindspore_lite_python()
+    assert python is not None
+    shared = tmp_path.parent / "mindir"  # converting takes a second: once for all tests
+    variant = read_variant(shared) if shared.is_dir() else mindir_variant(shared, python)
+    place = job(tmp_path / "mindir", DEVICE, variant, mindspore_lite_python=str(python))
+    return runtime("mindir").load(dataclasses.replace(place, folder=shared))
+
+
+def _onnx_cann(tmp_path: Path, _acl: Any) -> Session:
+    fake_onnxruntime.install(tmp_path / "cann")
+    variant = cann_variant(tmp_path / "onnx-cann")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(tmp_path / "cann"))
+        return runtime("onnx-cann").load(job(variant.folder, SOC, variant))
+
+
+def _torch(tmp_path: Path, _acl: Any) -> Session:
+    variant = torch_variant(tmp_path / "torch")
+    return runtime("torch").load(job(variant.folder, DEVICE, variant))
+
+
+OPENERS: dict[str, Any] = {
+    "onnx-cpu": _onnx_cpu,
+    "om": _om,
+    "om-fixed": _om_fixed,
+    "om-ranges": _om_ranges,
+    "mindir": pytest.param(_mindir, marks=needs_mindspore_lite),
+    "onnx-cann": _onnx_cann,
+    "torch": _torch,
+}
 
 
 @pytest.fixture(params=list(OPENERS.values()), ids=list(OPENERS))
@@ -280,3 +332,127 @@ def test_the_fake_notices_broken_rules(tmp_path: Path) -> None:
     with pytest.raises(Violation, match="no context"):
         fake.rt.malloc(8, 0)
     assert len(fake.violations) == 7
+
+
+def test_the_cann_provider_gets_its_options_and_its_folder(tmp_path: Path) -> None:
+    session = _onnx_cann(tmp_path, None)
+    session.close()
+    (given,) = fake_onnxruntime.sessions(tmp_path / "cann")
+    assert given["options"] == {"precision_mode": "force_fp16", "device_id": "0"}
+    assert given["cwd"] == str(tmp_path / "onnx-cann.work")
+    assert "g_1_0.om" in given["there"]
+
+
+def test_a_cann_provider_that_falls_back_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(fake_onnxruntime.install(tmp_path / "cann", "silent")))
+    variant = cann_variant(tmp_path / "variant")
+    with pytest.raises(ServingError, match=r"asked for CANN.*the session runs on \['CPUExecutionProvider'\]"):
+        runtime("onnx-cann").load(job(variant.folder, SOC, variant))
+    fake_onnxruntime.install(tmp_path / "cann", soc="Ascend910B3")
+    with pytest.raises(DeviceError, match="the device calls itself Ascend910B3"):
+        runtime("onnx-cann").load(job(variant.folder, SOC, variant))
+
+
+def test_an_onnxruntime_without_the_provider_is_named(tmp_path: Path) -> None:
+    variant = cann_variant(tmp_path / "variant")
+    with pytest.raises(ServingError, match="has no CANNExecutionProvider") as caught:
+        runtime("onnx-cann").load(job(variant.folder, SOC, variant))
+    assert "tools.onnxruntime_cann_python" in str(caught.value.hint)
+
+
+@needs_onnxruntime_cann
+def test_the_real_provider_without_cann_is_refused(tmp_path: Path) -> None:
+    variant = cann_variant(tmp_path / "variant")
+    tool = str(onnxruntime_cann_python())
+    with pytest.raises(ServingError) as caught:
+        runtime("onnx-cann").load(job(variant.folder, SOC, variant, onnxruntime_cann_python=tool))
+    assert "CANN" in str(caught.value)
+
+
+@needs_mindspore_lite
+def test_a_mindir_says_what_it_cannot_take_and_outlives_it(tmp_path: Path) -> None:
+    session = _mindir(tmp_path, None)
+    with pytest.raises(InputRejected, match="holds values that int32 cannot"):
+        run(session, [batch(1)[0], from_array("n", np.array([[1 << 40]]))])
+    inputs = batch(2)
+    check(run(session, inputs), inputs)
+    session.close()
+
+
+@pytest.mark.parametrize("name", ["mindir", "onnx-cann"])
+def test_a_tool_that_is_not_there_is_named(tmp_path: Path, name: str) -> None:
+    if name == "mindir":
+        (tmp_path / "v").mkdir()
+        (tmp_path / "v" / "model.mindir").write_bytes(b"x")
+        facts = {"mindir": {"form": "general"}}
+        variant = variant_of(tmp_path / "v", "mindir", fmt="mindir", gears=[{}], facts=facts, compiled=False)
+        with pytest.raises(DeviceError, match=r"tools\.mindspore_lite_python` is not set"):
+            runtime(name).load(job(variant.folder, DEVICE, variant))
+        tools, device = {"mindspore_lite_python": "/nowhere/python"}, DEVICE
+    else:
+        variant = cann_variant(tmp_path / "v")
+        tools, device = {"onnxruntime_cann_python": "/nowhere/python"}, SOC
+    with pytest.raises(DeviceError, match="/nowhere/python does not start"):
+        runtime(name).load(job(variant.folder, device, variant, **tools))
+    other = SOC if device == DEVICE else DEVICE
+    with pytest.raises(DeviceError, match="cannot serve as"):
+        runtime(name).load(job(variant.folder, other, variant, **tools))
+
+
+def test_a_child_that_dies_is_told_by_its_signal(tmp_path: Path) -> None:
+    session = _onnx_cann(tmp_path, None)
+    (child,) = [p for p in psutil.Process().children() if "onnx_cann.py" in " ".join(p.cmdline())]
+    child.send_signal(signal.SIGSEGV)
+    with pytest.raises(DeviceError, match="onnxruntime-cann ended by signal 11"):
+        [run(session, batch(2)) for _ in range(2)]
+    session.close()
+
+
+def test_large_batches_do_not_lock_parent_and_child(tmp_path: Path) -> None:
+    """Both write more than the socket holds at the same time."""
+    session = _onnx_cann(tmp_path, None)
+    inputs = [from_array("x", np.ones((8, 4), np.float32)), from_array("n", np.ones((8, 1), np.int64))]
+    child: Any = session
+    rows = [["x", "float32", [400_000, 4], 6_400_000], ["n", "int64", [400_000, 1], 3_200_000]]
+    body = [np.ones(6_400_000, np.uint8).data, np.ones(3_200_000, np.uint8).data]
+    numbers = [child._child.send({"inputs": rows}, body) for _ in range(4)]
+    assert [len(child._child.receive(number)[1]) for number in numbers] == [9_600_000] * 4
+    check(run(session, inputs), inputs)
+    session.close()
+
+
+def test_a_torch_package_leaves_its_folder_as_it_was(tmp_path: Path) -> None:
+    session = _torch(tmp_path, None)
+    run(session, batch(1))
+    session.close()
+    assert read_variant(tmp_path / "torch").runtime == "torch"  # no bytecode, no caches
+    with pytest.raises(ExecutionFailed, match="closed"):
+        run(session, batch(1))
+
+
+def test_an_error_of_the_users_network_stays_with_its_batch(tmp_path: Path) -> None:
+    session = _torch(tmp_path, None)
+    bad = [batch(2)[0], from_array("n", np.array([[99], [1]]))]
+    tickets = [session.submit(bad), session.submit(batch(2))]
+    with pytest.raises(ExecutionFailed, match="this is not for me"):
+        session.collect(tickets[0])
+    assert len(session.collect(tickets[1])) == 2
+    session.close()
+
+
+@pytest.mark.parametrize(
+    ("how", "device", "error", "text"),
+    [
+        ({"device": "npu", "soc": SOC}, SOC, DeviceError, "torch_npu cannot be imported here"),
+        ({"device": "npu", "soc": SOC}, "Ascend910B3", DeviceError, "made for Ascend310P3"),
+        ({}, "NVIDIA H200", DeviceError, "first CUDA device is"),
+        ({"factory": "network:absent"}, DEVICE, UserCodeError, "absent"),
+        ({"schema": 9}, DEVICE, ServingError, "has schema 9"),
+    ],
+)
+def test_a_torch_package_that_cannot_run_says_why(
+    tmp_path: Path, how: Any, device: str, error: type[OrchestratorError], text: str
+) -> None:
+    variant = torch_variant(tmp_path / "torch", **how)
+    with pytest.raises(error, match=text):
+        runtime("torch").load(job(variant.folder, device, variant))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
+from safetensors.numpy import save_file
 
+from orchestrator.ascend.mindspore_lite import MindSporeLite
 from orchestrator.bundle.variant import Variant, write_variant
 from orchestrator.serving.tensors import Tensor, from_array
 from support.fake_acl import write_om
@@ -105,3 +108,63 @@ def om_variant(folder: Path, *, bundle: str = BUNDLE, kind: str = "batches", **m
     )
     named: int | str = "width" if kind == "dims" else 4
     return variant_of(folder, "om", fmt="om", gears=gears, facts={"shapes": shapes}, bundle=bundle, width=named)
+
+
+def mindir_variant(folder: Path, python: Path, *, bundle: str = BUNDLE) -> Variant:
+    """Convert the graph with the real MindSpore Lite to its CPU form."""
+    folder.mkdir(parents=True)
+    graph = folder.parent / "graph.onnx"
+    graph.write_bytes(model().SerializeToString())
+    MindSporeLite(python).convert(graph, folder / "model.mindir", optimize="general", timeout_s=60)
+    facts = {"mindir": {"form": "general"}, "shapes": {"gears": [], "fixed": {}, "ranges": {}}}
+    gears = [{"batch": size} for size in GEARS]
+    return variant_of(folder, "mindir", fmt="mindir", gears=gears, facts=facts, bundle=bundle, compiled=False)
+
+
+def cann_variant(folder: Path, *, bundle: str = BUNDLE) -> Variant:
+    """Lay the graph out as the compile step for the CANN provider does."""
+    (folder / "cache").mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(model().SerializeToString())
+    (folder / "cache" / "g_1_0.om").write_bytes(b"compiled")
+    facts = {"provider_options": {"precision_mode": "force_fp16", "device_id": "3"}, "shapes": {}}
+    gears = [{"batch": size} for size in GEARS]
+    return variant_of(folder, "onnx-cann", fmt="onnx", gears=gears, facts=facts, bundle=bundle)
+
+
+_NETWORK = """
+import torch
+
+
+class Network(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, x, n):
+        if x.shape[0] > 1 and bool((n == 99).any()):
+            raise ValueError("this is not for me")
+        return x * n.to(x.dtype) * self.one, n + 1
+
+
+def build():
+    return Network()
+"""
+
+
+def torch_variant(folder: Path, *, bundle: str = BUNDLE, factory: str = "network:build", **how: Any) -> Variant:
+    """Write a package as the compile step does."""
+    (folder / "source").mkdir(parents=True)
+    (folder / "source" / "network.py").write_text(_NETWORK)
+    save_file({"one": np.ones((), np.float32)}, folder / "model.safetensors")
+    rows = [{name: {"dtype": d, "shape": list(shape)} for name, d, shape in specs} for specs in (_INPUTS, _OUTPUTS)]
+    (folder / "build.json").write_text(
+        json.dumps(
+            {
+                "schema": 1, "factory": factory, "source": "source", "files": ["network.py"], "weights": "model.safetensors",
+                "inputs": rows[0], "outputs": rows[1], "device": "any", "soc": None, "precision": "fp32",
+                "module_dtype": "float32", "autocast": "", "allow_hf32": {}, "jit_compile": None,
+                "environment": {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}, **how,
+            }
+        )
+    )  # fmt: skip
+    return variant_of(folder, "torch", fmt="torch", gears=[{}], facts={"package": "."}, bundle=bundle, soc=None)

@@ -18,8 +18,11 @@ REHEARSAL: Final = "cpu (rehearsal)"
 """The only device word for a CPU in place of an NPU."""
 
 _MODULES: Final[Mapping[str, str]] = {
+    "mindir": "orchestrator.serving.runtimes.mindir",
     "om": "orchestrator.serving.runtimes.om",
+    "onnx-cann": "orchestrator.serving.runtimes.onnx_cann",
     "onnx-cpu": "orchestrator.serving.runtimes.onnx_cpu",
+    "torch": "orchestrator.serving.runtimes.torch_module",
     "twin": "orchestrator.serving.runtimes.onnx_cpu",  # the graph that rounds as the device does: fp32 with casts
 }
 

@@ -1,4 +1,4 @@
-"""An om on the fake NPU behind a real router and agent: it serves, a wedged device is noticed from outside, a broken one is told."""
+"""Variants behind a real router and agent: each runtime serves; on the fake NPU a wedged device is noticed from outside."""
 
 from __future__ import annotations
 
@@ -9,10 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
+from support import fake_onnxruntime
+from support.ascend_tools import mindspore_lite_python, needs_mindspore_lite
 from support.fake_acl import install
-from support.runtime_variants import SOC, batch, expected, golden, model, om_variant
-from support.serving_site import ROOT, ServingSite, generation, write_bundle
+from support.runtime_variants import (
+    SOC,
+    batch,
+    cann_variant,
+    expected,
+    golden,
+    mindir_variant,
+    model,
+    om_variant,
+    torch_variant,
+)
+from support.serving_site import DEVICE, ROOT, ServingSite, generation, write_bundle
 
 from orchestrator.core.processes import pids_with_environment
 
@@ -110,3 +123,55 @@ def test_a_broken_device_says_why(npu: NpuSite) -> None:
     npu.configure()
     npu.site.admin.wait_ready("scale", 1, 10)
     ask(npu)
+
+
+@needs_mindspore_lite
+def test_a_mindir_serves_in_its_own_interpreter_and_its_end_is_noticed(tmp_path: Path) -> None:
+    python = mindspore_lite_python()
+    assert python is not None
+    site = ServingSite(tmp_path / "site", env={**os.environ, "SERVING_TEST": str(tmp_path)})
+    try:
+        bundle = write_bundle(tmp_path / "scale", model(), golden())
+        variant = mindir_variant(tmp_path / "mindir", python, bundle=bundle[0])
+        row = generation(1, bundle) | {"runtime": "mindir"}
+        site.start_router()
+        site.start_agent(tools={"mindspore_lite_python": str(python)})
+        site.serve("scale", row | {"variant": variant.digest, "variant_path": str(variant.folder)})
+        inputs = batch(3)
+        arrays = {tensor.name: tensor.array() for tensor in inputs}
+        with site.client() as client:
+            for turn in range(6):
+                found = client.infer("scale", arrays)
+                np.testing.assert_array_equal(found.outputs["y"], expected(inputs)["y"])
+                assert found.outputs["m"].dtype == np.int64  # the converter made it int32
+                if turn == 2:
+                    (replica,) = site.replica_pids("scale")
+                    (child,) = psutil.Process(replica).children()
+                    assert str(python.resolve()) == str(Path(child.exe()).resolve())
+                    child.kill()
+    finally:
+        site.stop()
+    assert list(pids_with_environment("SERVING_TEST", str(tmp_path))) == []
+
+
+@pytest.mark.parametrize("runtime", ["torch", "onnx-cann"])
+def test_a_variant_serves(tmp_path: Path, runtime: str) -> None:
+    site = ServingSite(tmp_path / "site")
+    bundle = write_bundle(tmp_path / "scale", model(), golden())
+    make, device = (torch_variant, DEVICE) if runtime == "torch" else (cann_variant, SOC)
+    variant = make(tmp_path / "variant", bundle=bundle[0])
+    if runtime == "onnx-cann":
+        fake = fake_onnxruntime.install(tmp_path / "cann")
+        site.env["PYTHONPATH"] = f"{ROOT}{os.pathsep}{fake}"
+    try:
+        site.start_router()
+        site.start_agent(device=device)
+        row = generation(1, bundle, device=device) | {"runtime": runtime}
+        site.serve("scale", row | {"variant": variant.digest, "variant_path": str(variant.folder)})
+        inputs = batch(3)
+        with site.client() as client:
+            found = client.infer("scale", {tensor.name: tensor.array() for tensor in inputs})
+        for name, wanted in expected(inputs).items():
+            np.testing.assert_array_equal(found.outputs[name], wanted)
+    finally:
+        site.stop()
