@@ -13,6 +13,7 @@ from typing import Any, Final
 from orchestrator.app.control_steps import PoolControl
 from orchestrator.app.git import git_state
 from orchestrator.app.history import find_execution, log_files
+from orchestrator.app.moves import moves
 from orchestrator.app.prepare import Prepared, prepare
 from orchestrator.app.projection import BUDGET_S, Projection
 from orchestrator.app.site_gate import BackgroundSite
@@ -59,6 +60,7 @@ class RunReport:
     steps: list[dict[str, Any]]
     endpoint: dict[str, Any] | None = None
     tracking: dict[str, Any] = field(default_factory=dict[str, Any])
+    moves: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
 
     def to_json(self) -> dict[str, Any]:
         """Return what `run --json` prints last."""
@@ -68,6 +70,7 @@ class RunReport:
             "wall_s": round(self.wall_s, 3),
             "steps": self.steps,
             "endpoint": self.endpoint,
+            "moves": self.moves,
             "tracking": self.tracking,
         }
 
@@ -210,6 +213,7 @@ def _report(ledger: Ledger, execution: str, wall_s: float, tracking: dict[str, A
         ],
         endpoint=dict(deployed.facts) if deployed else None,
         tracking=tracking,
+        moves=moves(steps),
     )
 
 

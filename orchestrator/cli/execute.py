@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 
+from orchestrator.app.moves import describe
 from orchestrator.app.run import RunReport, RunRequest, Watch, run
 from orchestrator.cli.display import Display, make_display
 from orchestrator.cli.output import print_json
@@ -48,6 +49,8 @@ def _where_to_look(display: Display, request: RunRequest, error: OrchestratorErr
 def _epilogue(display: Display, report: RunReport) -> None:
     reused = sum(step["action"] == "REUSE" for step in report.steps)
     display.line(f"\n{report.state} in {format_duration(report.wall_s)}: {len(report.steps)} steps, {reused} reused")
+    for move in report.moves:
+        display.line(f"  {move['target']:<9} {describe(move)}")
     if report.endpoint:
         endpoint = report.endpoint
         display.line(f"  endpoint  {endpoint.get('url', '')}  generation {endpoint.get('generation')}")

@@ -99,6 +99,36 @@ def test_nothing_changed_is_reused_whole(project: Project, first: Done):
     assert second.result["endpoint"]["bundle"] == first.result["endpoint"]["bundle"]
 
 
+def test_the_move_is_told_and_nothing_is_called_compiled(first: Done):
+    (move,) = first.result["moves"]
+    assert (move["target"], move["status"], move["compiled"]) == ("npu", "uncalibrated", False)
+    assert move["sqnr_db"] > 40
+    assert move["skipped"].startswith("no ATC on this site")
+    assert first.result["endpoint"]["runtime"] == "twin"
+
+
+def test_the_twin_answers_and_it_rounds(project: Project, first: Done):
+    answer = ask(project, "endpoint", "infer", "digits")
+    logits = np.array(answer["outputs"]["logits"], np.float32)
+    assert np.array_equal(logits, logits.astype(np.float16).astype(np.float32)), "the output of fp16 is an fp16 number"
+
+
+def test_parity_is_judged_again_without_a_run(project: Project, first: Done):
+    same = project.run("recheck", RECIPE, "-e", LOCAL, "--json")
+    assert same.code == 0, same.err
+    names = ["torch → onnx", "torch → graph (npu)", "torch → twin (npu)", "torch → variant (npu)"]
+    assert [link["link"] for link in json.loads(same.out)["links"]] == names
+    strict = project.run("recheck", RECIPE, "-e", LOCAL, "--json", "--set", "targets.0.parity.min_sqnr_db=100")
+    assert strict.code == 1
+    (miss,) = json.loads(strict.out)["misses"]
+    assert miss.startswith("torch → twin (npu): logits: SQNR ")
+    policy = project.write("policy.yaml", "policy: 1\ntargets: {npu: {min_sqnr_db: 20}}\n")
+    assert project.run("recheck", RECIPE, "-e", LOCAL, "--policy", str(policy)).code == 0
+    strange = project.write("strange.yaml", "policy: 1\ntargets: {cpu: {min_sqnr_db: 20}}\n")
+    refused = project.run("recheck", RECIPE, "-e", LOCAL, "--policy", str(strange))
+    assert (refused.code, "measured: npu" in refused.err) == (2, True)
+
+
 def test_endpoint_list_has_its_documented_shape(project: Project, first: Done):
     (row,) = ask(project, "endpoint", "list")["endpoints"]
     assert set(row) == {"endpoint", "url", "generation", "bundle", "device", "pool", "state"}
