@@ -99,7 +99,9 @@ def sizes(texts: Sequence[str]) -> dict[str, list[int]]:
         name, _, values = text.partition("=")
         parts = values.split(",")
         if not name or not all(part.isascii() and part.isdigit() and int(part) for part in parts):
-            raise UsageError(f"--shape {text!r} is not NAME=SIZE[,SIZE…]", hint="for example --shape batch=1,4,16")
+            raise UsageError(f"--shape {text[:80]!r} is not NAME=SIZE[,SIZE…]", hint="for example --shape batch=1,4,16")
+        if name in found:
+            raise UsageError(f"--shape names {name!r} twice", hint=f"write its sizes once: --shape {name}=1,4,16")
         found[name] = [int(part) for part in parts]
     return found
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shlex
 import shutil
 import signal
 from collections.abc import Callable
@@ -189,11 +188,6 @@ class Atc:
         )
         shutil.rmtree(folder / "private", ignore_errors=True)
         return attempt, files
-
-
-def shown(command: list[str]) -> str:
-    """Return a command as one would type it."""
-    return shlex.join(command)
 
 
 def _made(folder: Path) -> tuple[Path, ...]:

@@ -11,11 +11,14 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from orchestrator.core.errors import PlanError
 
-_MOST_COMBINATIONS = 256
+LARGEST_SIZE: Final = 2**31 - 1
+"""Of one dimension; compilers count in 32 bits."""
+
+_MOST_COMBINATIONS: Final = 256
 
 
 class InputLike(Protocol):
@@ -112,6 +115,46 @@ def plan_shapes(
     return Shapes(rows, fixed, ranges, options)
 
 
+def check_input_shape(text: str, inputs: Sequence[InputLike]) -> None:
+    """Hold ATC's own text, `name:1,3,-1;other:8`, against the graph; ATC would say it minutes later (E10016, E10049).
+
+    Raises:
+        PlanError: It names an input that the graph lacks, leaves one out that varies, or sizes do not fit.
+    """
+    known = {item.name: item for item in inputs}
+    given: dict[str, list[str]] = {}
+    for part in text.split(";"):
+        name, colon, sizes = part.rpartition(":")
+        if not colon or name in given:
+            raise _bad_shape(text, f"{part[:80]!r} is not NAME:SIZE,SIZE, once for each input")
+        given[name] = sizes.split(",") if sizes else []
+    for name, sizes in given.items():
+        if name not in known:
+            raise _bad_shape(text, f"the graph has no input {name[:80]!r}; its inputs: {', '.join(known)}")
+        shape = known[name].shape
+        fits = len(sizes) == len(shape) and all(map(_size_fits, sizes, shape))
+        if not fits:
+            raise _bad_shape(text, f"input {name!r} is {list(shape)} in the graph, not [{', '.join(sizes)}]")
+    for name, item in known.items():
+        if name not in given and any(isinstance(dim, str) for dim in item.shape):
+            raise _bad_shape(text, f"input {name!r} varies and is left out")
+
+
+def _size_fits(size: str, dim: int | str) -> bool:
+    if isinstance(dim, int):
+        return size == str(dim)
+    low, tilde, high = size.partition("~")
+    return size == "-1" or (_is_size(low) and (not tilde or high == "-1" or _is_size(high)))
+
+
+def _is_size(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= len(str(LARGEST_SIZE)) and int(text) > 0
+
+
+def _bad_shape(text: str, why: str) -> PlanError:
+    return PlanError(f"{text[:200]!r}: {why}", place="--input_shape", hint="e.g. x:1,3,224,224;y:-1,8, as in the graph")
+
+
 def _check_names(names: list[str], shapes: Mapping[str, Sequence[int]], ranges: Mapping[str, object]) -> None:
     unknown = [name for name, values in shapes.items() if name not in names and len(values) > 1]
     unknown += [name for name in ranges if name not in names]
@@ -130,9 +173,10 @@ def _check_names(names: list[str], shapes: Mapping[str, Sequence[int]], ranges: 
             hint=f"add `shapes: {{{open_[0]}: [1, 4, 16]}}`, or one value to fix it",
             details={"open": open_},
         )
-    bad = [(name, value) for name, values in shapes.items() for value in values if value < 1]
+    bad = [(name, value) for name, values in shapes.items() for value in values if not 1 <= value <= LARGEST_SIZE]
     if bad or any(not values for values in shapes.values()):
-        raise PlanError(f"a size is at least 1: {dict(shapes)}", place="shapes", hint="give positive whole numbers")
+        hint = f"give whole numbers from 1 to {LARGEST_SIZE}"
+        raise PlanError(f"a size is at least 1: {dict(shapes)}", place="shapes", hint=hint)
 
 
 def _gears(several: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, int], ...]:

@@ -1,4 +1,4 @@
-"""Which ONNX opsets each target's toolchain reads, and what a set of targets leaves.
+"""Which toolchain reads a target's graph, and which ONNX opsets it knows.
 
 Data: `data/toolchains.json`, which names its sources. An opset outside the range is no matter of taste: ATC finds no parser
 for any node of an opset-19 model, and the CANN provider moves what it does not know to the CPU without a word.
@@ -7,7 +7,6 @@ for any node of an opset-19 model, and the CANN provider moves what it does not 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -51,21 +50,6 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class OpsetRange:
-    """Opsets of `ai.onnx`, ends included; `maximum` None is no limit. `bound_by` names the targets that set the ends."""
-
-    minimum: int
-    maximum: int | None
-    bound_by: tuple[str, ...] = ()
-
-    def __contains__(self, opset: int) -> bool:
-        return self.minimum <= opset and (self.maximum is None or opset <= self.maximum)
-
-    def __str__(self) -> str:
-        return f"{self.minimum} or newer" if self.maximum is None else f"{self.minimum} to {self.maximum}"
-
-
-@dataclass(frozen=True, slots=True)
 class Toolchain:
     """One toolchain: `atc`, `mindspore-lite`, `cann-ep`, `onnx` or `torch`; its name for people, the opsets it reads, why."""
 
@@ -99,35 +83,6 @@ def toolchain_called(key: str) -> Toolchain:
     if key not in _table():
         raise PlanError(f"unknown toolchain {key[:80]!r}", hint=f"use one of {', '.join(_table())}")
     return _table()[key]
-
-
-def allowed_opsets(targets: Iterable[TargetLike]) -> OpsetRange:
-    """Return the opsets that every target's toolchain reads.
-
-    Raises:
-        PlanError: The targets leave none in common; the message names the two that conflict.
-    """
-    rows = [(target.name, toolchain(target)) for target in targets]
-    if not rows:
-        return OpsetRange(_table()["onnx"].minimum, None)
-    low_name, low = max(rows, key=lambda row: row[1].minimum)
-    limited = [(name, chain, chain.maximum) for name, chain in rows if chain.maximum is not None]
-    if not limited:
-        return OpsetRange(low.minimum, None, (low_name,))
-    high_name, high, maximum = min(limited, key=lambda row: row[2])
-    if low.minimum > maximum:
-        raise PlanError(
-            f"no opset fits all targets: {low_name!r} ({low.tool}) reads {low.minimum} or newer, "
-            f"{high_name!r} ({high.tool}) reads {maximum} or older",
-            hint="put one of them into a recipe of its own",
-        )
-    return OpsetRange(low.minimum, maximum, tuple(dict.fromkeys((low_name, high_name))))
-
-
-def preferred_opset(allowed: OpsetRange) -> int:
-    """Return the opset to ask the exporter for: 18, or the end of the range that is nearest to it."""
-    top = PREFERRED_OPSET if allowed.maximum is None else min(PREFERRED_OPSET, allowed.maximum)
-    return max(top, allowed.minimum)
 
 
 @cache

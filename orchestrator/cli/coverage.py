@@ -93,7 +93,7 @@ def _show(answer: CoverageAnswer) -> None:
             table.add_row(nodes[0].verdict, Text(_names(nodes)), Text(_why(nodes[0])))
         console.print()
         console.print(table)
-    for note in found.notes:
+    for note in (*found.notes, *(answer.prepared.notes if answer.prepared is not None else ())):
         console.print(Text(f"note: {note}"))
 
 

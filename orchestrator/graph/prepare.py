@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 import onnx_ir as ir
 
+from orchestrator.ascend.gears import LARGEST_SIZE
 from orchestrator.ascend.toolchains import Toolchain, toolchain_called
 from orchestrator.core.errors import PlanError
 from orchestrator.core.files import write_json
@@ -195,8 +196,9 @@ def _opset(info: GraphInfo, chain: Toolchain) -> int:
 
 def _sizes(shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
     for name, values in shapes.items():
-        if not values or any(value < 1 for value in values):
-            raise PlanError(f"dimension {name!r} has sizes {list(values)}", hint="give one or more positive numbers")
+        if not values or any(not 1 <= value <= LARGEST_SIZE for value in values):
+            hint = f"give one or more numbers from 1 to {LARGEST_SIZE}"
+            raise PlanError(f"dimension {name!r} has sizes {list(values)}", hint=hint)
     return {name: tuple(values) for name, values in shapes.items()}
 
 

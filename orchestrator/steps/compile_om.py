@@ -14,7 +14,7 @@ from orchestrator.ascend.atc import Atc
 from orchestrator.ascend.atc_checks import check
 from orchestrator.ascend.atc_install import AtcInstall, find_atc
 from orchestrator.ascend.atc_options import V2_BY_WORD, AtcOptions, make
-from orchestrator.ascend.gears import Shapes, plan_shapes
+from orchestrator.ascend.gears import Shapes, check_input_shape, plan_shapes
 from orchestrator.core.errors import PlanError
 from orchestrator.core.files import private_folder
 from orchestrator.graph.canonical import SOURCE_KEY
@@ -66,6 +66,7 @@ def call(job: CompileJob) -> tuple[AtcOptions, Shapes, tuple[str, ...]]:
     """
     inputs = inspect_onnx(job.graph).inputs
     if "input_shape" in job.atc:  # whoever writes it has settled every size
+        check_input_shape(str(job.atc["input_shape"]), inputs)
         shapes = Shapes(({},))
     else:
         shapes = plan_shapes(inputs, job.shapes, job.options.ranges, pictures=bool(job.options.aipp))

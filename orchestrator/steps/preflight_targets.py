@@ -102,17 +102,19 @@ def refusal(step: str, checks: Sequence[TargetCheck]) -> GateError | None:
 
 
 def warnings(check: TargetCheck) -> list[str]:
-    """Return one line per operator that will be slow, or of which no table tells whether it converts."""
+    """Return one line per operator that will be slow, or of which no table tells whether it converts; and each note."""
     if check.coverage is None:
         return []
     groups: dict[tuple[str, str, str], list[NodeVerdict]] = {}
     for node in check.coverage.offending("slow", "unknown"):
         groups.setdefault((node.verdict, node.op_type, node.reasons[0]), []).append(node)
-    return [
+    found = [
         f"target {check.name}: {verdict}: {nodes[0].node}"
         f"{f' and {len(nodes) - 1} more' if len(nodes) > 1 else ''} ({op_type}): {reason}"
         for (verdict, op_type, reason), nodes in groups.items()
     ]
+    notes = (*check.coverage.notes, *(check.prepared.notes if check.prepared is not None else ()))
+    return [*found, *(f"target {check.name}: {note}" for note in notes)]
 
 
 def _not_prepared(

@@ -108,12 +108,19 @@ def test_prepare_covers_what_the_rewrites_leave(orchestrate: Call) -> None:
         (("mlp.onnx",), 2, "none was named"),
         (("mlp.onnx", "--soc", "310P3"), 2, "did you mean Ascend310P3"),
         (("mlp.onnx", "--soc", "Ascend310P3", "--shape", "N=2"), 2, "add --prepare"),
+        (("mlp.onnx", "--soc", "Ascend310P3", "--prepare", "--shape", "N=2", "--shape", "N=4"), 2, "'N' twice"),
     ],
 )
 def test_what_cannot_be_asked(orchestrate: Call, args: tuple[str, ...], code: int, says: str) -> None:
     done = orchestrate(*args)
     assert (done.returncode, done.stdout) == (code, "")
     assert says in done.stderr
+
+
+def test_what_the_rewrites_have_to_say_is_said(orchestrate: Call) -> None:
+    done = orchestrate("mlp.onnx", "--soc", "Ascend310P3", "--prepare", "--shape", "widht=2")
+    assert done.returncode == 0
+    assert "note: no input has a dimension 'widht': its sizes change nothing" in done.stdout
 
 
 def test_help_has_examples(orchestrate: Call) -> None:

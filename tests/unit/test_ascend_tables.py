@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.ascend.soc import is_soc, soc, soc_names
-from orchestrator.ascend.toolchains import OpsetRange, Target, allowed_opsets, preferred_opset, toolchain
+from orchestrator.ascend.toolchains import Target, toolchain
 from orchestrator.core.errors import PlanError
 
 
@@ -55,41 +55,11 @@ ONNX, CANN, TORCH = Target("any", "onnx"), Target("ep", "onnx", "Ascend910B3"), 
 
 
 @pytest.mark.parametrize(
-    ("targets", "minimum", "maximum", "preferred"),
-    [
-        ([], 8, None, 18),
-        ([OM], 8, 18, 18),
-        ([MINDIR], 11, 16, 16),
-        ([CANN], 8, 16, 16),
-        ([ONNX, TORCH], 8, None, 18),
-        ([OM, MINDIR, ONNX], 11, 16, 16),
-    ],
+    ("target", "minimum", "maximum"),
+    [(OM, 8, 18), (MINDIR, 11, 16), (CANN, 8, 16), (ONNX, 8, None), (TORCH, 8, None)],
 )
-def test_ranges(targets: list[Target], minimum: int, maximum: int | None, preferred: int) -> None:
-    allowed = allowed_opsets(targets)
-    assert (allowed.minimum, allowed.maximum) == (minimum, maximum)
-    assert preferred_opset(allowed) == preferred
-    assert preferred in allowed
-    assert minimum - 1 not in allowed
-    assert maximum is None or maximum + 1 not in allowed
-
-
-def test_the_range_names_who_bounds_it() -> None:
-    assert allowed_opsets([OM, MINDIR]).bound_by == ("lite",)
-    assert str(OpsetRange(8, 18)) == "8 to 18"
-    assert str(OpsetRange(8, None)) == "8 or newer"
-
-
-def test_conflicting_targets_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from orchestrator.ascend import toolchains
-
-    table = dict(toolchains._table())
-    table["mindspore-lite"] = toolchains.Toolchain("mindspore-lite", "a newer converter", 19, 22, "", ())
-    monkeypatch.setattr(toolchains, "_table", lambda: table)
-    with pytest.raises(
-        PlanError, match=r"'lite' \(a newer converter\) reads 19 or newer, 'npu' \(ATC\) reads 18 or older"
-    ):
-        allowed_opsets([OM, MINDIR])
+def test_the_opsets_that_a_toolchain_reads(target: Target, minimum: int, maximum: int | None) -> None:
+    assert (toolchain(target).minimum, toolchain(target).maximum) == (minimum, maximum)
 
 
 def test_unknown_format() -> None:

@@ -125,6 +125,8 @@ def test_an_unknown_rewrite_or_size(source: Path, tmp_path: Path) -> None:
     assert "decompose_gelu" in caught.value.hint
     with pytest.raises(PlanError, match="'batch' has sizes"):
         prepare(source, tmp_path, toolchain="atc", soc=None, shapes={"batch": [0]})
+    with pytest.raises(PlanError, match="'batch' has sizes"):
+        prepare(source, tmp_path, toolchain="atc", soc=None, shapes={"batch": [10**23]})
 
 
 def test_a_rewrite_that_proves_wrong_is_named_and_nothing_is_left(

@@ -118,9 +118,10 @@ def test_every_target_is_judged_and_all_refusals_are_told_at_once(bench: Bench) 
 
 
 def test_slow_and_unknown_are_said_and_let_through(bench: Bench) -> None:
-    done = bench.run({**NPU, "soc": "Ascend950PR_9599"})
+    done = bench.run({**NPU, "soc": "Ascend950PR_9599", "shapes": {"widht": [2]}})
     assert done.outputs["report"]
     assert any(text.startswith("target npu: unknown: node_conv2d (Conv):") for text in bench.events.said)
+    assert "target npu: no input has a dimension 'widht': its sizes change nothing" in bench.events.said
 
 
 def test_a_node_that_no_rewrite_removes(bench: Bench) -> None:
