@@ -120,7 +120,7 @@ class Workplace:
         }
         named = self.environment.tools.model_dump().items()
         tools = {tool: str(Path(path).expanduser().absolute()) for tool, path in named if path is not None}
-        return LocalSite(name, self.state, pools, tools)
+        return LocalSite(name, self.state, pools, tools, sites[name].compat)
 
 
 def open_workplace(path: Path | None) -> Workplace:

@@ -37,12 +37,19 @@ class LocalPool:
 
 @dataclass(frozen=True, slots=True)
 class LocalSite:
-    """Settings of the local site; `state` is the environment's state folder, absolute; `tools` its programs by name."""
+    """Settings of the local site.
+
+    Attributes:
+        state: The environment's state folder, absolute.
+        tools: Programs by name.
+        compat: What the router shall pass for: `none` or `triton`.
+    """
 
     name: str
     state: Path
     pools: Mapping[str, LocalPool] = field(default_factory=dict[str, LocalPool])
     tools: Mapping[str, str] = field(default_factory=dict[str, str])
+    compat: str = "none"
 
     @property
     def id(self) -> str:

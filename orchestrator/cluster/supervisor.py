@@ -144,7 +144,7 @@ def read_site(path: Path) -> LocalSite:
     """Read the settings that `up` wrote for us."""
     data = json.loads(path.read_bytes())
     pools = {name: LocalPool(**pool) for name, pool in data["pools"].items()}
-    return LocalSite(data["name"], Path(data["state"]), pools, data.get("tools") or {})
+    return LocalSite(data["name"], Path(data["state"]), pools, data.get("tools") or {}, data.get("compat", "none"))
 
 
 def main(argv: list[str] | None = None) -> int:

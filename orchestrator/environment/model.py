@@ -69,6 +69,10 @@ class Site(Model):
     allow_cpu: Flag = Field(
         False, description="Training may use a CPU where the recipe asks for no GPU or there is none."
     )
+    compat: Literal["none", "triton"] = Field(
+        "none",
+        description="triton: the router names itself so and always answers gRPC in raw form, for clients that insist on it.",
+    )
 
 
 class Pool(Model):

@@ -33,6 +33,7 @@ class RouterSettings:
         queue_limit: Waiting requests per generation; then 429.
         replica_grace_s: How long requests wait for a replica to come back before 503.
         parent_pid: When not 0, the router dies with this parent.
+        compat: `triton` for clients that insist on its name and its habits, else `none`.
         grpc_port: Port of gRPC: 0 as for `port`, and no gRPC where grpcio is not installed; -1 never.
     """
 
@@ -46,12 +47,15 @@ class RouterSettings:
     replica_grace_s: float = 10.0
     parent_pid: int = 0
     grpc_port: int = 0
+    compat: str = "none"
 
     def check(self) -> None:
         """Raise `UsageError` when a value cannot work."""
         _check_loopback(self.host)
         _check_socket(self.admin)
         _check_socket(self.link)
+        if self.compat not in ("none", "triton"):
+            raise UsageError(f"bad router settings: compat {self.compat!r}", hint="use none or triton")
         ports_fit = 0 <= self.port < 65536 and -1 <= self.grpc_port < 65536
         if not ports_fit or self.request_timeout_s <= 0 or self.queue_limit < 1:
             raise UsageError(
@@ -72,6 +76,7 @@ class AgentSettings:
         tools: Programs that runtimes need, by name.
         stall_s: See `ReplicaSettings`.
         load_s: See `ReplicaSettings`.
+        quarantine_s: Pause of a replica whose device failed several times in a row.
         parent_pid: When not 0, the agent dies with this parent.
     """
 
@@ -84,6 +89,7 @@ class AgentSettings:
     tools: Mapping[str, str] = field(default_factory=dict[str, str])
     stall_s: float = 60.0
     load_s: float = 1800.0
+    quarantine_s: float = 60.0
 
     def check(self) -> None:
         """Raise `UsageError` when a value cannot work."""

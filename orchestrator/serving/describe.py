@@ -12,9 +12,13 @@ from orchestrator.serving.tensors import TensorSpec
 EXTENSIONS: Final = ("binary_tensor_data", "model_configuration", "statistics", "parameters", "schedule_policy")
 
 
-def server() -> dict[str, object]:
+def server(compat: str) -> dict[str, object]:
     """Return the OIP server metadata."""
-    return {"name": "orchestrate", "version": __version__, "extensions": list(EXTENSIONS)}
+    return {
+        "name": "triton" if compat == "triton" else "orchestrate",
+        "version": __version__,
+        "extensions": list(EXTENSIONS),
+    }
 
 
 def metadata(place: Place) -> dict[str, object]:

@@ -30,12 +30,14 @@ class Front:
 
     Args:
         limits: Of the listener; what a coded body decodes to is held to them as well.
+        compat: See `RouterSettings`.
     """
 
-    def __init__(self, routes: Routes, admission: Admission, limits: Limits) -> None:
+    def __init__(self, routes: Routes, admission: Admission, limits: Limits, compat: str) -> None:
         self._routes = routes
         self._admission = admission
         self._limits = limits
+        self._compat = compat
         self._infer: dict[bytes, Place] = {}
 
     def table_changed(self) -> None:
@@ -56,7 +58,7 @@ class Front:
     def _route(self, exchange: Exchange) -> None:
         path = exchange.target.partition(b"?")[0].decode("latin-1")
         if path in ("/v2", "/v2/"):
-            _show(exchange, describe.server())
+            _show(exchange, describe.server(self._compat))
         elif path == "/v2/health/live":
             _show(exchange, {"live": True})
         elif path == "/v2/health/ready":

@@ -81,12 +81,14 @@ class GrpcFront:
 
     Args:
         limits: Message size, and bytes held, as for HTTP.
+        compat: See `RouterSettings`.
     """
 
-    def __init__(self, routes: Routes, admission: Admission, limits: Limits) -> None:
+    def __init__(self, routes: Routes, admission: Admission, limits: Limits, compat: str) -> None:
         self._routes = routes
         self._admission = admission
         self._limits = limits
+        self._compat = compat
         self._held_bytes = 0
         self._loop = asyncio.get_running_loop()
         self._server: Any = None
@@ -132,7 +134,7 @@ class GrpcFront:
             "ServerLive": lambda _: {"live": True},
             "ServerReady": lambda _: {"ready": self._routes.ready()},
             "ModelReady": self._model_ready,
-            "ServerMetadata": lambda _: describe.server(),
+            "ServerMetadata": lambda _: describe.server(self._compat),
             "ModelMetadata": lambda asked: describe.metadata(self._routes.find(asked.name, asked.version)),
             "ModelConfig": lambda asked: {"config": describe.config(self._routes.find(asked.name, asked.version))},
             "ModelStatistics": self._statistics,
@@ -185,7 +187,7 @@ class GrpcFront:
             return size
         synthetic = any(key == "x-orchestrate-probe" for key, _ in context.invocation_metadata() or ())
         try:
-            asked = parse_request(message)
+            asked = parse_request(message, always_raw=self._compat == "triton")
         except RequestError as error:
             self._admission.refuse(caller, place, None, error, arrived, synthetic)
             return size

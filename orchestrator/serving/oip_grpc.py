@@ -44,8 +44,8 @@ _CONTENTS: Final[Mapping[str, str]] = {
 }
 
 
-def parse_request(message: Any) -> InferRequest:
-    """Turn a `ModelInferRequest` into a request.
+def parse_request(message: Any, *, always_raw: bool = False) -> InferRequest:
+    """Turn a `ModelInferRequest` into a request; outputs are raw where the inputs are, or always.
 
     Raises:
         RequestError: Anything the client did wrong.
@@ -66,8 +66,8 @@ def parse_request(message: Any) -> InferRequest:
     return InferRequest(
         read_id(message.id) or None,
         inputs,
-        _outputs(message.outputs, bool(raw)),
-        bool(raw),
+        _outputs(message.outputs, always_raw or bool(raw)),
+        always_raw or bool(raw),
         read_timeout(parameters),
         read_priority(parameters),
     )

@@ -58,7 +58,7 @@ class Router:
         self.links = LinkServer(self.dispatcher)
         self.admission = Admission(self.dispatcher, self.recorder, settings.request_timeout_s)
         limits = Limits()
-        self.front = Front(self.routes, self.admission, limits)
+        self.front = Front(self.routes, self.admission, limits, settings.compat)
         self.public = HttpServer(self.front.handle, limits)
         self.admin = HttpServer(Backdoor(self).handle, _ADMIN_LIMITS)
         self.url = self.grpc_url = ""
@@ -139,7 +139,7 @@ class Router:
                 raise ServingError(f"gRPC needs {error.name}, which is not installed", hint=hint) from error
             _log.warning("gRPC is off: %s is not installed; %s", error.name, hint)
             return
-        self.grpc = GrpcFront(self.routes, self.admission, self._limits)
+        self.grpc = GrpcFront(self.routes, self.admission, self._limits, self.settings.compat)
         remembered = int(memory.read_text() or "0") if wanted == 0 and memory.exists() else 0
         try:
             port = await self.grpc.start(self.settings.host, remembered or wanted)

@@ -94,17 +94,21 @@ def _wanted(request: InferRequest, signature: Signature) -> tuple[WantedOutput, 
 def _raw_input(data: Buffer, signature: Signature) -> Tensor:
     """A raw request is one input and one row; at most one other dimension may follow from its size."""
     if len(signature.inputs) != 1:
-        raise RequestError(f"a raw request needs a model with 1 input, this one has {len(signature.inputs)}")
+        wanted = len(signature.inputs)
+        # The texts of this function are Triton's: clients look for them.
+        text = f"Raw request must only have 1 input (found 1) to be deduced but got {wanted} inputs in the model"
+        raise RequestError(text)
     spec = signature.inputs[0]
     dims = [1 if place == 0 and signature.max_batch > 1 else dim for place, dim in enumerate(spec.dims)]
     free = [place for place, dim in enumerate(dims) if not isinstance(dim, int)]
     if len(free) > 1:
-        raise RequestError(
-            f"the shape of raw input {spec.name!r} cannot be deduced: it has {len(free)} dynamic dimensions"
-        )
+        text = "can not be deduced because there are more than one variable-sized dimension"
+        raise RequestError(f"The shape of the raw input {spec.name!r} {text}")
     if spec.datatype == "BYTES":
         data = len(data).to_bytes(4, "little") + bytes(data)
         shape = [1 if place in free else dim for place, dim in enumerate(dims)]
+        if any(dim != 1 for dim in shape):
+            raise RequestError(f"For BYTE datatype raw input {spec.name!r}, the model must have input shape [1]")
     else:
         fixed = count([dim for dim in dims if isinstance(dim, int)]) * ITEM_BYTES[spec.datatype]
         shape = [len(data) // max(1, fixed) if place in free else dim for place, dim in enumerate(dims)]
