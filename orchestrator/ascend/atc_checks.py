@@ -64,16 +64,34 @@ def check(options: AtcOptions) -> tuple[Complaint, ...]:
     return tuple(item for item in found if not item.error)
 
 
-def check_for_target(options: CompileOptions, *, soc_version: str | None, format_: str, target: str) -> None:
-    """Check what can be known at plan time: a recipe's options against its target's format and SoC.
+def check_for_target(
+    options: CompileOptions, *, soc_version: str | None, format_: str, target: str, precision: str = "fp16"
+) -> None:
+    """Check what can be known at plan time: a recipe's precision and options against its target's format and SoC.
 
     Raises:
-        PlanError: An option does not fit; `place` is its path in the recipe.
+        PlanError: The SoC is unknown, or something does not fit it; `place` is its path in the recipe.
     """
+    family = _family(soc_version, target)
+    if precision in _BF16 and family is not None and family not in BF16_FAMILIES:
+        raise PlanError(
+            f"{soc_version} has no bfloat16 ({precision})",
+            place=f"targets.{target}.precision",
+            hint="use fp16, mixed_float16 or cube_fp16in_fp32out",
+        )
     found = list(_by_format(options, format_, soc_version))
     if soc_version is not None and format_ == "om":
         found += [*_by_soc(options, soc_version), *_inputs(options)]
     refuse(found, prefix=f"targets.{target}.compile.")
+
+
+def _family(soc_version: str | None, target: str) -> str | None:
+    if soc_version is None:
+        return None
+    try:
+        return soc(soc_version).family
+    except PlanError as error:
+        raise PlanError(error.message, place=f"targets.{target}.soc", hint=error.hint) from error
 
 
 def refuse(found: list[Complaint], *, prefix: str) -> None:

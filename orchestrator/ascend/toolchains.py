@@ -12,7 +12,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Final, Protocol
 
-from orchestrator.ascend.soc import is_soc
+from orchestrator.ascend.soc import soc
 from orchestrator.core.errors import PlanError
 
 PREFERRED_OPSET: Final = 18
@@ -65,13 +65,15 @@ def toolchain(target: TargetLike) -> Toolchain:
     """Return the toolchain that reads the ONNX graph for `target`.
 
     Raises:
-        PlanError: The format is unknown.
+        PlanError: The format is unknown, or the SoC of format onnx.
     """
     if target.format not in _BY_FORMAT:
         known = ", ".join(sorted(_BY_FORMAT))
         raise PlanError(f"target {target.name!r} has unknown format {target.format!r}", hint=f"use one of {known}")
-    key = "cann-ep" if target.format == "onnx" and is_soc(target.soc or "") else _BY_FORMAT[target.format]
-    return _table()[key]
+    if target.format == "onnx" and target.soc is not None:
+        soc(target.soc)  # a name that is mistyped must not become the plain target without a word
+        return _table()["cann-ep"]
+    return _table()[_BY_FORMAT[target.format]]
 
 
 def toolchain_called(key: str) -> Toolchain:

@@ -191,7 +191,13 @@ class _Drafts:
         )
 
     def _compile(self, target: Target) -> Draft:
-        check_for_target(target.compile, soc_version=target.soc, format_=target.format, target=target.name)
+        check_for_target(
+            target.compile,
+            soc_version=target.soc,
+            format_=target.format,
+            target=target.name,
+            precision=target.precision,
+        )
         tool = self._tools.get(target.format, "")
         spec = conversion.compile_spec(target, self._model_spec(), self._environment, tool)
         entrypoints = self._factories() if target.format == "torch" else []

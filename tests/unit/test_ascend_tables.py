@@ -62,6 +62,11 @@ def test_the_opsets_that_a_toolchain_reads(target: Target, minimum: int, maximum
     assert (toolchain(target).minimum, toolchain(target).maximum) == (minimum, maximum)
 
 
+def test_a_mistyped_soc_is_no_plain_target() -> None:
+    with pytest.raises(PlanError, match="unknown SoC 'Ascend310P'"):
+        toolchain(Target("t", "onnx", "Ascend310P"))
+
+
 def test_unknown_format() -> None:
     with pytest.raises(PlanError, match="unknown format 'engine'"):
         toolchain(Target("t", "engine"))

@@ -45,3 +45,22 @@ def test_a_pool_of_real_devices_never_gets_the_cpu_in_their_place(tmp_path: Path
     with pytest.raises(PlanError, match="nothing is compiled for them") as refused:
         drafts_with("false", tmp_path)
     assert refused.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "place", "says"),
+    [
+        ("targets.0.soc=Ascend310P", "targets.npu.soc", "unknown SoC 'Ascend310P'"),
+        ("targets.0={name: npu, format: onnx, soc: 310P3}", "targets.npu.soc", "unknown SoC '310P3'"),
+        ("targets.0.precision=mixed_bfloat16", "targets.npu.precision", "Ascend310P3 has no bfloat16"),
+    ],
+)
+def test_what_the_chip_lacks_is_said_before_anything_runs(tmp_path: Path, change: str, place: str, says: str):
+    path = tmp_path / "environment.yaml"
+    path.write_text(
+        "environment: 1\nsites: {local: {kind: local}}\n"
+        "pools: {edge: {site: local, soc: Ascend310P3, rehearsal: true, slots: 1}}\n"
+    )
+    with pytest.raises(PlanError, match=says) as refused:
+        make_drafts(load_recipe(DIGITS, set_=[change]).recipe, load_environment(path), lambda *_: {}, {})
+    assert refused.value.place == place
