@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from orchestrator.ascend.atc_checks import check_for_target
 from orchestrator.environment import Environment
 from orchestrator.plan.model import Input
 from orchestrator.recipe import Recipe
@@ -18,6 +19,17 @@ _JUDGED: Final = ("parity",)
 def has_forecast(target: Target) -> bool:
     """Tell whether a target rounds in a way that the twin can foresee: it is compiled for a SoC."""
     return target.soc is not None and target.format != "torch"
+
+
+def check(target: Target) -> None:
+    """Check a target's SoC, precision and compiler options against each other.
+
+    Raises:
+        PlanError: They do not fit; `place` is the path in the recipe.
+    """
+    check_for_target(
+        target.compile, soc_version=target.soc, format_=target.format, target=target.name, precision=target.precision
+    )
 
 
 def forecast_name(target: Target) -> str:

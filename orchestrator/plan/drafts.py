@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from orchestrator.ascend.atc_checks import check_for_target
 from orchestrator.core.errors import PlanError
 from orchestrator.environment import Environment
 from orchestrator.plan import conversion
@@ -191,13 +190,7 @@ class _Drafts:
         )
 
     def _compile(self, target: Target) -> Draft:
-        check_for_target(
-            target.compile,
-            soc_version=target.soc,
-            format_=target.format,
-            target=target.name,
-            precision=target.precision,
-        )
+        conversion.check(target)
         tool = self._tools.get(target.format, "")
         spec = conversion.compile_spec(target, self._model_spec(), self._environment, tool)
         entrypoints = self._factories() if target.format == "torch" else []

@@ -51,7 +51,7 @@ def test_a_pool_of_real_devices_never_gets_the_cpu_in_their_place(tmp_path: Path
     ("change", "place", "says"),
     [
         ("targets.0.soc=Ascend310P", "targets.npu.soc", "unknown SoC 'Ascend310P'"),
-        ("targets.0={name: npu, format: onnx, soc: 310P3}", "targets.npu.soc", "unknown SoC '310P3'"),
+        ("targets.0={name: npu, format: onnx, soc: Ascend311P}", "targets.npu.soc", "unknown SoC 'Ascend311P'"),
         ("targets.0.precision=mixed_bfloat16", "targets.npu.precision", "Ascend310P3 has no bfloat16"),
     ],
 )
