@@ -99,3 +99,13 @@ def test_limits_of_the_recipe_are_what_is_asked(tmp_path: Path) -> None:
     done = run(ctx)
     assert done.facts["verdict"] == "warn"
     assert any("asked 90 dB" in reason for reason in done.facts["reasons"])
+
+
+def test_a_batch_that_the_target_fixes_is_filled(tmp_path: Path) -> None:
+    graph = ZOO["mlp"]()
+    size = len(next(iter(graph.samples.values()))) - 1  # the samples do not fill whole batches
+    done = run(context(tmp_path, graph, {"shapes": {"N": [size]}}))
+    shape = inspect_onnx(done.outputs["graph"].folder / "model.onnx").inputs[0].shape
+    assert shape[0] == size
+    assert done.facts["samples"] == 2 * size
+    assert abs(done.metrics["task_drop.mean"]) < 1e-3

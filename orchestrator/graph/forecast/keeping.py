@@ -90,7 +90,9 @@ class Keeper:
         units = self.units(pieces)
         must = kept_names(units)
         metrics = self.measure(must)
-        self._point(must, metrics)
+        self._point((), self.before)
+        if must:
+            self._point(must, metrics)
         chosen: list[Candidate] = []
         if not self._passes(metrics):
             self.say("should-keep: searching for what the thresholds need")

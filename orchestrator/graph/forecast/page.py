@@ -17,6 +17,7 @@ _STYLE: Final = """
 body{font:15px/1.45 system-ui,sans-serif;margin:0 auto;padding:12px;max-width:960px}
 h1{font-size:1.3em;overflow-wrap:anywhere}h2{font-size:1.1em;margin-top:1.6em}
 svg{width:100%;height:auto;font-size:11px}svg text{fill:currentColor}
+@media(max-width:600px){svg{font-size:20px}td{overflow-wrap:break-word}}
 .axis{fill:none;stroke:var(--line)}.held{fill:#4a90d933}.bar{fill:#4a90d9}.local{fill:#8a8a8a}.cumulative{fill:#4a90d9}
 .broken{fill:var(--no)}.good{fill:var(--ok)}.asked{stroke:var(--no);stroke-dasharray:5 4}
 .front{fill:none;stroke:#4a90d9}

@@ -10,10 +10,10 @@ from typing import Final
 from orchestrator.graph.forecast.result import NodeView, Point
 
 _WIDTH: Final = 720
-_HEIGHT: Final = 240
-_LEFT: Final = 46
-_BOTTOM: Final = 34
-_TOP: Final = 14
+_HEIGHT: Final = 264
+_LEFT: Final = 52
+_BOTTOM: Final = 50
+_TOP: Final = 22
 _MOST_DB: Final = 120.0
 _INNER: Final = (_WIDTH - _LEFT - 10, _HEIGHT - _TOP - _BOTTOM)
 
@@ -37,7 +37,9 @@ def damage_plot(views: Sequence[NodeView], asked_db: float) -> str:
             )
     y = _y(asked_db, 0.0, top)
     marks.append(f'<line class="asked" x1="{_LEFT}" y1="{y:.1f}" x2="{_WIDTH - 10}" y2="{y:.1f}"/>')
-    return _frame("".join(marks) + _scale(0.0, top, "dB") + _below("tensors in topological order"), "damage per node")
+    return _frame(
+        "".join(marks) + _scale(0.0, top) + _below("SQNR in dB of the tensors in topological order"), "damage per node"
+    )
 
 
 def exponent_plot(exponents: Mapping[int, float], *, low: str) -> str:
@@ -60,7 +62,7 @@ def exponent_plot(exponents: Mapping[int, float], *, low: str) -> str:
         )
     for exponent in range(-(-first // 8) * 8, last + 1, 8):
         x = _LEFT + (exponent - first + 0.5) * width
-        bars.append(f'<text x="{x:.1f}" y="{_HEIGHT - 18}" text-anchor="middle">{exponent}</text>')
+        bars.append(f'<text x="{x:.1f}" y="{_HEIGHT - 30}" text-anchor="middle">{exponent}</text>')
     return _frame("".join(bars) + _below("binary exponent of the values; height is the root of the share"), "exponents")
 
 
@@ -84,20 +86,20 @@ def pareto_plot(points: Sequence[Point], asked_db: float) -> str:
     joined = f'<polyline class="front" points="{" ".join(line)}"/>'
     y = _y(asked_db, 0.0, top)
     asked = f'<line class="asked" x1="{_LEFT}" y1="{y:.1f}" x2="{_WIDTH - 10}" y2="{y:.1f}"/>'
-    label = _below(f"share of operations in fp32, 0 to {most:.2%}")
-    return _frame(joined + "".join(marks) + asked + _scale(0.0, top, "dB") + label, "pareto")
+    label = _below(f"SQNR in dB, by the share of operations in fp32, 0 to {most:.2%}")
+    return _frame(joined + "".join(marks) + asked + _scale(0.0, top) + label, "pareto")
 
 
 def _y(value: float, low: float, high: float) -> float:
     return _TOP + _INNER[1] * (1.0 - (value - low) / ((high - low) or 1.0))
 
 
-def _scale(low: float, high: float, unit: str) -> str:
+def _scale(low: float, high: float) -> str:
     found: list[str] = []
     for step in range(5):
         value = low + (high - low) * step / 4
         found.append(f'<text x="{_LEFT - 5}" y="{_y(value, low, high) + 4:.1f}" text-anchor="end">{value:.0f}</text>')
-    return "".join(found) + f'<text x="4" y="{_TOP}">{escape(unit)}</text>'
+    return "".join(found)
 
 
 def _below(text: str) -> str:
