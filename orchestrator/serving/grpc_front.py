@@ -41,6 +41,8 @@ _STREAM_WINDOW: Final = 64
 """Unanswered requests of one stream before it is read no further."""
 _WATCH_S: Final = 0.25
 _RPCS: Final = 10_000
+_STREAMS: Final = 1024
+"""Open calls of one connection; a client that wants more waits by itself."""
 
 
 class GrpcCaller:
@@ -107,6 +109,8 @@ class GrpcFront:
                 ("grpc.max_metadata_size", self._limits.head),
                 # Two routers must not share a port by accident.
                 ("grpc.so_reuseport", 0),
+                ("grpc.server_handshake_timeout_ms", int(self._limits.head_s * 1000)),
+                ("grpc.max_concurrent_streams", _STREAMS),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
                 ("grpc.http2.max_ping_strikes", 0),

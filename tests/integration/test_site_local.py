@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import grpc
 import httpx
 import psutil
 import pytest
@@ -76,6 +77,8 @@ def test_every_part_comes_up(site):
     assert (found.pools["edge"].agents_ready, found.pools["edge"].device) == (2, "cpu (rehearsal)")
     assert {row["slot"] for row in agents(found)} == {0, 1}
     assert httpx.get(f"{found.router_url}/v2/health/live", trust_env=False).status_code == 200
+    with grpc.insecure_channel(found.router_grpc) as channel:
+        grpc.channel_ready_future(channel).result(timeout=10)
     assert all(value and "token" not in value for value in (found.ray_address, found.dashboard_url, found.router_url))
 
 
