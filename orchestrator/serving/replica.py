@@ -23,7 +23,7 @@ import orjson
 
 from orchestrator.bundle.golden import GOLDEN_FILE, read_golden
 from orchestrator.bundle.unpack import open_unpacked
-from orchestrator.core.errors import IntegrityError, OrchestratorError
+from orchestrator.core.errors import DeviceError, IntegrityError, OrchestratorError
 from orchestrator.core.files import private_folder
 from orchestrator.core.processes import die_with_parent
 from orchestrator.serving.batch import Work, execute, start
@@ -31,6 +31,7 @@ from orchestrator.serving.config import ReplicaSettings, read_settings
 from orchestrator.serving.golden import self_check
 from orchestrator.serving.link import Frame, FrameReader, Kind, decode_tensors, encode
 from orchestrator.serving.runtimes.api import ExecutionFailed, InputRejected, Job, Session, runtime
+from orchestrator.serving.runtimes.headroom import check_host
 from orchestrator.serving.signature import Signature
 from orchestrator.serving.tensors import Buffer
 from orchestrator.serving.warm import warm_up
@@ -101,6 +102,7 @@ class ReplicaProcess:
         settings, variant = self._settings, self._variant()
         folder = bundle if variant is None else variant.folder
         work = private_folder(Path(settings.work)) if settings.work else Path(tempfile.mkdtemp(prefix="orc-replica-"))
+        check_host(folder)
         # A device that hangs while it loads or warms up holds the interpreter too: only the kernel can end this process.
         signal.setitimer(signal.ITIMER_REAL, settings.load_s)
         session = runtime(settings.runtime).load(Job(folder, settings.device, work, variant, settings.tools))
@@ -141,13 +143,14 @@ class ReplicaProcess:
         if self._waiting:
             raise _Stopped
 
-    def _tell(self, state: str, error: str = "") -> None:
+    def _tell(self, state: str, error: str = "", *, device: bool = False) -> None:
         if self._settings.status_fd:
-            os.write(self._settings.status_fd, orjson.dumps({"state": state, "error": error}) + b"\n")
+            row = {"state": state, "error": error, "device": device}
+            os.write(self._settings.status_fd, orjson.dumps(row) + b"\n")
 
     def fail(self, error: OrchestratorError) -> None:
         """Tell the agent why this replica ends."""
-        self._tell("failed", str(error)[:4000])
+        self._tell("failed", str(error)[:4000], device=isinstance(error, DeviceError))
 
     def _dial(self) -> socket.socket:
         delay_s = _FIRST_DELAY_S

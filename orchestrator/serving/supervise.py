@@ -25,6 +25,9 @@ _log: Final = logging.getLogger("orchestrator.serving.agent")
 _FIRST_PAUSE_S: Final = 0.1
 _MAX_PAUSE_S: Final = 10.0
 _HEALTHY_S: Final = 5.0
+_BAD_AFTER: Final = 3
+"""Failures of the device in a row, each within `_WELL_S` of the start, after which the replica is quarantined."""
+_WELL_S: Final = 60.0
 _DRAIN_S: Final = 30.0
 _END_S: Final = 5.0
 _TAIL_BYTES: Final = 2048
@@ -59,7 +62,8 @@ class Supervised:
         self._wanted = True
         self._ending = False
         self._state, self._error, self._tail = "starting", "", ""
-        self._restarts = self._failures = 0
+        self._restarts = self._failures = self._device_failures = 0
+        self._blames_device = False
         self._process: asyncio.subprocess.Process | None = None
         self._folder = private_folder(Path(settings.state) / "replicas")
         self._log_path = self._folder / f"{self._name}.log"
@@ -90,9 +94,10 @@ class Supervised:
             self._reaper = None
         if placement != self.placement:
             self.placement = placement
-            self._failures = 0
+            self._failures = self._device_failures = 0
+            self._set("starting", "")
             self._signal(signal.SIGTERM)
-        self._wake.set()
+            self._wake.set()  # a table that changes elsewhere must not end a pause
 
     def retire(self) -> None:
         """Run no longer: the router drains the replica; what still runs after `_DRAIN_S` is ended."""
@@ -143,19 +148,32 @@ class Supervised:
                 continue
             begun = time.monotonic()
             code = await self._run_once()
-            drained = code == 0 and self._state != "failed"
-            if not self._wanted:
-                break
-            self._restarts += 1
-            healthy = drained or time.monotonic() - begun > _HEALTHY_S
-            self._failures = 0 if healthy else self._failures + 1
-            if not drained:
-                self._tail = redact_text(_tail(self._log_path))
-                _log.warning("replica %s ended (%s): %s", self._name, code, self._error or _why(code))
-                self._set("failed", self._error or _why(code))
-            await self._pause(min(_FIRST_PAUSE_S * 2**self._failures, _MAX_PAUSE_S))
+            if self._wanted:
+                await self._pause(self._ended(code, time.monotonic() - begun))
         if not self._ending:
             self._gone(self)
+
+    def _ended(self, code: int, uptime_s: float) -> float:
+        """Take in the end of the process and return how long to wait before the next start, seconds."""
+        drained = code == 0 and self._state != "failed"
+        self._restarts += 1
+        healthy = drained or uptime_s > _HEALTHY_S
+        self._failures = 0 if healthy else self._failures + 1
+        pause_s = min(_FIRST_PAUSE_S * 2**self._failures, _MAX_PAUSE_S)
+        if drained:
+            return pause_s
+        self._tail = redact_text(_tail(self._log_path))
+        error = self._error or _why(code)
+        before = self._device_failures if uptime_s < _WELL_S else 0
+        self._device_failures = before + 1 if self._blames_device or code == -signal.SIGALRM else 0
+        if self._device_failures >= _BAD_AFTER:
+            pause_s = self._settings.quarantine_s
+            error = (
+                f"quarantined for {pause_s:g} s after {self._device_failures} failures of the device in a row: {error}"
+            )
+        _log.warning("replica %s ended (%s): %s", self._name, code, error)
+        self._set("failed", error)
+        return pause_s
 
     async def _pause(self, seconds: float) -> None:
         """Sleep; a change of what is wanted ends it early."""
@@ -168,7 +186,7 @@ class Supervised:
         read_end, write_end = os.pipe()
         config = self._folder / f"{self._name}.json"
         write_json(config, self._replica_settings(write_end), mode=0o600)
-        self._error = ""
+        self._error, self._blames_device = "", False
         self._set("starting" if not self._failures else self._state, self._error)
         with self._log_path.open("wb") as log:
             self._process = await asyncio.create_subprocess_exec(
@@ -217,6 +235,7 @@ class Supervised:
             )
             while line := await reader.readline():
                 told = orjson.loads(line)
+                self._blames_device = bool(told.get("device"))
                 if self._wanted or told["state"] == "failed":
                     self._set(told["state"], told["error"])
             transport.close()

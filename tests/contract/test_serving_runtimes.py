@@ -39,6 +39,7 @@ from orchestrator.bundle.golden import Golden
 from orchestrator.bundle.variant import Variant, read_variant
 from orchestrator.core.errors import DeviceError, OrchestratorError, ServingError, UserCodeError
 from orchestrator.serving.runtimes.api import ExecutionFailed, InputRejected, Job, Session, runtime
+from orchestrator.serving.runtimes.headroom import check_host
 from orchestrator.serving.tensors import from_array
 from orchestrator.serving.warm import warm_up
 
@@ -456,3 +457,64 @@ def test_a_torch_package_that_cannot_run_says_why(
     variant = torch_variant(tmp_path / "torch", **how)
     with pytest.raises(error, match=text):
         runtime("torch").load(job(variant.folder, device, variant))
+
+
+class FakeAccelerator:
+    """`torch.cuda` as far as it is used, on the CPU: events are done a while after they are recorded."""
+
+    __name__ = "torch.cpu"
+    free = 1 << 40
+
+    class Event:
+        def record(self) -> None:
+            self.at = time.monotonic() + 0.02
+
+        def query(self) -> bool:
+            return time.monotonic() >= self.at
+
+        def synchronize(self) -> None:
+            time.sleep(max(0.0, self.at - time.monotonic()))
+
+    def mem_get_info(self) -> tuple[int, int]:
+        return self.free, 1 << 41
+
+    def empty_cache(self) -> None:
+        self.emptied = True
+
+
+def test_torch_on_a_device_queues_and_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = FakeAccelerator()
+    monkeypatch.setattr("orchestrator.serving.runtimes.torch_module._accelerator", lambda _torch, _device: backend)
+    session = _torch(tmp_path, None)
+    first, second = batch(2, seed=1), batch(3, seed=2)
+    tickets = [session.submit(first), session.submit(second)]
+    bad = session.submit([batch(2)[0], from_array("n", np.array([[99], [1]]))])
+    assert not session.done(tickets[0], 0)
+    for ticket, inputs in zip(tickets, (first, second), strict=True):
+        check({t.name: t.array() for t in session.collect(ticket)}, inputs)
+    with pytest.raises(ExecutionFailed, match="not for me"):
+        session.collect(bad)
+    session.close()
+    assert backend.emptied
+    backend.free = 0
+    with pytest.raises(DeviceError, match=r"needs 0 MiB on the device, 0 of 2097152 MiB are free"):
+        runtime("torch").load(job(tmp_path / "torch", DEVICE))
+
+
+def test_the_host_must_have_room(tmp_path: Path) -> None:
+    model_folder = tmp_path / "model"
+    model_folder.mkdir()
+    (model_folder / "weights").write_bytes(bytes(1 << 20))
+    check_host(model_folder)
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 9999999 kB\nMemAvailable: 102400 kB\n")
+    with pytest.raises(DeviceError, match="needs 129 MiB of the host's memory, 100 MiB are free"):
+        check_host(model_folder, meminfo=meminfo)
+    group = tmp_path / "cgroup"
+    group.mkdir()
+    for name, text in {"max": "209715200", "current": "157286400", "stat": "anon 1\ninactive_file 31457280\n"}.items():
+        (group / f"memory.{name}").write_text(text)
+    with pytest.raises(DeviceError, match="80 MiB are free"):
+        check_host(model_folder, cgroup=group)
+    (group / "memory.max").write_text("max\n")
+    check_host(model_folder, cgroup=group)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,24 @@ def test_a_broken_device_says_why(npu: NpuSite) -> None:
     assert "507015" in error
     assert "EZ9999: Inner Error" in error  # ACL's own words reach whoever asks for the status
     npu.configure()
+    npu.site.admin.wait_ready("scale", 1, 10)
+    ask(npu)
+
+
+def test_a_device_that_stays_broken_is_quarantined_until_another_is_wanted(npu: NpuSite) -> None:
+    npu.configure(soc="Ascend910B3")
+    npu.start(quarantine_s=600.0)
+    npu.site.put({"scale": {"pool": "edge", "generations": [npu.row]}})
+    npu.site.wait(lambda: "quarantined" in npu.report()["error"], 15, "the quarantine")
+    report = npu.report()
+    wanted = "quarantined for 600 s after 3 failures of the device in a row: this slot is Ascend310P3, the device calls"
+    assert report["error"].startswith(wanted)
+    npu.configure()
+    assert npu.report()["restarts"] == report["restarts"] == 3
+    moved = npu.site.folder / "moved" / Path(npu.row["path"]).name
+    shutil.copytree(npu.row["path"], moved)
+    npu.site.put({"scale": {"pool": "edge", "generations": [npu.row | {"path": str(moved)}]}})  # tried at once
+    npu.site.wait(lambda: npu.report()["state"] != "failed", 5, "another try")
     npu.site.admin.wait_ready("scale", 1, 10)
     ask(npu)
 

@@ -7,15 +7,15 @@ so whatever may wait for the device is asked instead (`done`).
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, cast
 
 from orchestrator.ascend.error_codes import explain_acl
 from orchestrator.core.errors import DeviceError, OrchestratorError
 from orchestrator.serving.runtimes.api import ExecutionFailed
+from orchestrator.serving.runtimes.headroom import first_device
 
 H2D, D2H, D2D = 1, 2, 3
 _HUGE_FIRST: Final = 0
@@ -35,13 +35,13 @@ class AclDevice:
 
     Args:
         soc: Name that it must have.
-        lock: File that is locked while the device is set: the first time takes seconds, and starts jitter when they meet.
+        work: See `first_device`.
 
     Raises:
         DeviceError: There is no pyACL, no device, or another one.
     """
 
-    def __init__(self, soc: str, lock: Path) -> None:
+    def __init__(self, soc: str, work: Path) -> None:
         try:
             self.acl: Any = importlib.import_module("acl")
         except ImportError as error:
@@ -51,7 +51,7 @@ class AclDevice:
             ) from error
         self._undo = contextlib.ExitStack()
         try:
-            with _locked(lock):
+            with first_device(work):
                 self._open(soc)
         except ExecutionFailed as error:
             self.close()
@@ -177,10 +177,3 @@ class AclDevice:
 
 def _family(code: int) -> type[OrchestratorError]:
     return DeviceError if code >= _BROKEN_FROM else ExecutionFailed
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Generator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Any, Final
 
@@ -10,6 +11,7 @@ from orchestrator.ascend.mindspore_lite_options import PRECISIONS
 from orchestrator.core.errors import DeviceError, ServingError
 from orchestrator.serving.runtimes.api import REHEARSAL, Job, Session
 from orchestrator.serving.runtimes.child import Child, ChildSession, Start
+from orchestrator.serving.runtimes.headroom import first_device
 from orchestrator.serving.runtimes.sizes import sizes_of_variant
 
 _FILE: Final = "model.mindir"
@@ -51,7 +53,8 @@ def load(job: Job) -> Session:
             "python_path": [item for item in environment.get("PYTHONPATH", "").split(":") if item],
         }
     start = Start(python, ("-I",), "mindir.py", job.work, environment, request, "MindSpore Lite", _FIX)
-    child = Child(start)
+    with contextlib.nullcontext() if general else first_device(job.work):
+        child = Child(start)
     soc = str(child.facts["soc"])
     if not general and soc != job.device:
         child.close()

@@ -37,7 +37,7 @@ def load(job: Job) -> Session:
             f"the om was compiled for {variant.soc} and cannot serve as {job.device!r}",
             hint="serve the target's rehearsal in a rehearsal pool, or compile for the pool's SoC",
         )
-    device = AclDevice(job.device, job.work.parent / "first-device.lock")
+    device = AclDevice(job.device, job.work)
     try:
         return OmSession(device, _load(device, _file(job.folder), sizes_of_variant(variant)))
     except ExecutionFailed as error:

@@ -13,6 +13,7 @@ from orchestrator.ascend.atc_install import find_atc
 from orchestrator.core.errors import DeviceError, ServingError
 from orchestrator.serving.runtimes.api import REHEARSAL, Job, Session
 from orchestrator.serving.runtimes.child import Child, ChildSession, Start
+from orchestrator.serving.runtimes.headroom import first_device
 from orchestrator.serving.runtimes.sizes import sizes_of_variant
 
 _FIX: Final = (
@@ -44,7 +45,8 @@ def load(job: Job) -> Session:
     environment = dict(os.environ) if install is None else install.environment(os.environ)
     model = str((job.folder / "model.onnx").absolute())
     request = {"model": model, "options": options}
-    child = Child(Start(python, (), "onnx_cann.py", job.work, environment, request, "onnxruntime-cann", _FIX))
+    with first_device(job.work):
+        child = Child(Start(python, (), "onnx_cann.py", job.work, environment, request, "onnxruntime-cann", _FIX))
     sizes, soc = sizes_of_variant(variant), str(child.facts["soc"])
     names = [row[0] for row in child.facts["inputs"]], child.facts["outputs"]
     wanted = [spec.name for spec in sizes.inputs], [spec.name for spec in sizes.outputs]
