@@ -7,11 +7,11 @@ A link holds metrics only. Its verdict is taken from the limits that rule now, s
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from orchestrator.graph.parity import OutputMetrics
-from orchestrator.graph.verdict import Thresholds, Verdict, judge, thresholds_for
+from orchestrator.graph.parity import EXACT_DB, OutputMetrics
+from orchestrator.graph.verdict import EXPORT_SQNR_DB, PRECISION_SQNR_DB, Thresholds, Verdict, judge, thresholds_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +55,27 @@ class Link:
     def thresholds(self, parity: Mapping[str, Mapping[str, Any]]) -> Thresholds:
         """Return the limits of this link: its target's, or those of an export where nothing is rounded.
 
+        What a target asks is meant for how its device rounds. A variant that was run in fp32 has no such excuse, so the
+        limits of an export hold for it at least.
+
         Args:
             parity: Target -> the recipe's `parity`.
         """
-        rounded = self.candidate in {"twin", "variant"}
-        return thresholds_for(self.precision, parity.get(self.target)) if rounded else Thresholds()
+        if self.candidate not in {"twin", "variant"}:
+            return Thresholds()
+        asked = thresholds_for(self.precision, parity.get(self.target))
+        if self.candidate == "twin" or self.precision in PRECISION_SQNR_DB:
+            return asked
+        return replace(asked, min_sqnr_db=max(asked.min_sqnr_db, EXPORT_SQNR_DB))
+
+    @property
+    def summary(self) -> str:
+        """The worst sample in a few words; of outputs that hold no floats, the share that agrees."""
+        worst = self.worst_sqnr_db
+        if worst is not None and worst < EXACT_DB:
+            return f"{worst:.1f} dB"
+        agreement = min((metrics.agreement for metrics in self.metrics.values() if not metrics.is_float), default=1.0)
+        return "identical" if agreement == 1.0 else f"{agreement:.2%} of the values equal"
 
     def judge(self, parity: Mapping[str, Mapping[str, Any]]) -> Verdict | None:
         """Judge the link by the limits that rule now; None where nothing was measured."""

@@ -108,7 +108,7 @@ class _Chain:
 
 
 def fitting(model: OnnxModel) -> Predict:
-    """Return the model behind a cast of its inputs and outputs: a target's graph may take int32 where the recipe says int64."""
+    """Return the model behind a cast of its inputs: a target's graph may take int32 where the recipe says int64."""
     dtypes = {spec.name: np.dtype(spec.dtype) for spec in model.inputs}
 
     def predict(samples: Mapping[str, Array]) -> dict[str, Array]:
@@ -120,8 +120,7 @@ def fitting(model: OnnxModel) -> Predict:
 def _summary(link: Link) -> str:
     if link.skipped:
         return f"not run: {link.skipped}"
-    worst = link.worst_sqnr_db
-    return f"{link.device}: worst sample " + ("identical" if worst is None or worst >= EXACT_DB else f"{worst:.1f} dB")
+    return f"{link.device}: worst sample {link.summary}"
 
 
 def _predicted(links: list[Link]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -108,3 +109,21 @@ def test_the_99th_percentile_lies_between_the_worst_sample_and_all() -> None:
     metrics = link("twin", 1e-3).metrics["logits"]
     assert metrics.worst_sqnr_db <= metrics.p99_sqnr_db <= metrics.sqnr_db + 10
     assert metrics.p99_sqnr_db > metrics.worst_sqnr_db
+
+
+def test_a_variant_that_was_run_in_fp32_gets_no_allowance_for_fp16() -> None:
+    noisy = replace(link("variant", 1e-3), precision="fp32")
+    allowance = {"npu": {"min_sqnr_db": 35.0}}
+    assert misses([noisy], allowance)
+    assert misses([link("variant", 1e-3)], allowance) == []
+    assert noisy.thresholds(allowance).min_sqnr_db == 80.0
+    assert noisy.thresholds({"npu": {"min_sqnr_db": 95.0}}).min_sqnr_db == 95.0
+
+
+def test_whole_numbers_that_differ_are_not_called_identical() -> None:
+    reference, other = np.zeros((2, 4), np.int64), np.zeros((2, 4), np.int64)
+    other[0, 0] = 1
+    differing = Link("onnx", "torch", "", "fp32", "cpu", metrics=compare({"y": reference}, {"y": other}))
+    assert differing.summary == "87.50% of the values equal"
+    same = Link("onnx", "torch", "", "fp32", "cpu", metrics=compare({"y": reference}, {"y": reference}))
+    assert same.summary == "identical"
