@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import signal
 import sys
 import time
@@ -15,116 +14,44 @@ import psutil
 import pytest
 from support import fake_onnxruntime
 from support.ascend_tools import (
-    mindspore_lite_python,
     needs_mindspore_lite,
     needs_onnxruntime_cann,
     onnxruntime_cann_python,
 )
-from support.fake_acl import FakeAcl, Violation
+from support.fake_acl import FakeAcl
+from support.runtime_openers import (
+    OPENERS,
+    check,
+    fake_npus,
+    job,
+    open_mindir,
+    open_onnx_cann,
+    open_torch,
+    run,
+)
 from support.runtime_variants import (
-    GEARS,
     SOC,
     batch,
     cann_variant,
     expected,
-    mindir_variant,
-    model,
-    om_variant,
     torch_variant,
     variant_of,
 )
 from support.serving_site import DEVICE
 
 from orchestrator.bundle.golden import Golden
-from orchestrator.bundle.variant import Variant, read_variant
+from orchestrator.bundle.variant import read_variant
 from orchestrator.core.errors import DeviceError, OrchestratorError, ServingError, UserCodeError
-from orchestrator.serving.runtimes.api import ExecutionFailed, InputRejected, Job, Session, runtime
+from orchestrator.serving.runtimes.api import ExecutionFailed, InputRejected, Session, runtime
 from orchestrator.serving.runtimes.headroom import check_host
 from orchestrator.serving.tensors import from_array
 from orchestrator.serving.warm import warm_up
 
 
-def job(folder: Path, device: str, variant: Variant | None = None, **tools: str) -> Job:
-    work = folder.parent / f"{folder.name}.work"
-    work.mkdir(exist_ok=True)
-    return Job(folder, device, work, variant, tools)
-
-
 @pytest.fixture
 def acl(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., FakeAcl]]:
-    made: list[FakeAcl] = []
-
-    def make(**config: Any) -> FakeAcl:
-        made.append(FakeAcl(**config))
-        monkeypatch.setitem(sys.modules, "acl", made[-1])
-        return made[-1]
-
-    yield make
-    for fake in made:
-        assert fake.violations == []
-        assert fake.live == {}, "not everything was freed"
-
-
-def open_om(tmp_path: Path, kind: str = "batches", **more: Any) -> Session:
-    variant = om_variant(tmp_path / "om", kind=kind, **more)
-    return runtime("om").load(job(variant.folder, SOC, variant))
-
-
-Opener = Callable[[Path, Any], Session]
-
-
-def _onnx_cpu(tmp_path: Path, _acl: Any) -> Session:
-    (tmp_path / "onnx").mkdir()
-    (tmp_path / "onnx" / "model.onnx").write_bytes(model().SerializeToString())
-    return runtime("onnx-cpu").load(job(tmp_path / "onnx", DEVICE))
-
-
-def _om(tmp_path: Path, acl: Any) -> Session:
-    acl()
-    return open_om(tmp_path)
-
-
-def _om_fixed(tmp_path: Path, acl: Any) -> Session:
-    acl(device_s=0.005)
-    return open_om(tmp_path, "fixed")
-
-
-def _om_ranges(tmp_path: Path, acl: Any) -> Session:
-    acl(hbm=True)
-    return open_om(tmp_path, "ranges")
-
-
-def _mindir(tmp_path: Path, _acl: Any) -> Session:
-    python = mindspore_lite_python()
-    assert python is not None
-    shared = tmp_path.parent / "mindir"  # converting takes a second: once for all tests
-    variant = read_variant(shared) if shared.is_dir() else mindir_variant(shared, python)
-    place = job(tmp_path / "mindir", DEVICE, variant, mindspore_lite_python=str(python))
-    return runtime("mindir").load(dataclasses.replace(place, folder=shared))
-
-
-def _onnx_cann(tmp_path: Path, _acl: Any) -> Session:
-    fake_onnxruntime.install(tmp_path / "cann")
-    variant = cann_variant(tmp_path / "onnx-cann")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(tmp_path / "cann"))
-        return runtime("onnx-cann").load(job(variant.folder, SOC, variant))
-
-
-def _torch(tmp_path: Path, _acl: Any) -> Session:
-    variant = torch_variant(tmp_path / "torch")
-    return runtime("torch").load(job(variant.folder, DEVICE, variant))
-
-
-OPENERS: dict[str, Any] = {
-    "onnx-cpu": _onnx_cpu,
-    "om": _om,
-    "om-fixed": _om_fixed,
-    "om-ranges": _om_ranges,
-    "mindir": pytest.param(_mindir, marks=needs_mindspore_lite),
-    "onnx-cann": _onnx_cann,
-    "torch": _torch,
-}
+    with fake_npus(monkeypatch) as make:
+        yield make
 
 
 @pytest.fixture(params=list(OPENERS.values()), ids=list(OPENERS))
@@ -132,16 +59,6 @@ def session(request: pytest.FixtureRequest, tmp_path: Path, acl: Any) -> Iterato
     opened: Session = request.param(tmp_path, acl)
     yield opened
     opened.close()
-
-
-def run(session: Session, inputs: Any) -> dict[str, np.ndarray[Any, Any]]:
-    return {tensor.name: tensor.array() for tensor in session.collect(session.submit(inputs))}
-
-
-def check(found: Any, inputs: Any) -> None:
-    for name, wanted in expected(inputs).items():
-        assert found[name].dtype == wanted.dtype
-        np.testing.assert_array_equal(found[name], wanted)
 
 
 def test_every_number_of_rows_gives_the_right_rows(session: Session) -> None:
@@ -182,161 +99,8 @@ def test_many_batches_take_no_more_memory(session: Session, acl: Any) -> None:
     assert (fake.live if isinstance(fake, FakeAcl) else {}) == before
 
 
-def test_the_smallest_gear_runs(tmp_path: Path, acl: Any) -> None:
-    fake = acl()
-    session = open_om(tmp_path)
-    for rows in range(1, 9):
-        run(session, batch(rows))
-    assert fake.gears == [1, 4, 4, 4, 8, 8, 8, 8]
-    assert [bucket["x"] for bucket in session.buckets] == [(size, 4) for size in GEARS]
-    session.close()
-
-
-def test_gears_of_dimensions_take_what_was_compiled(tmp_path: Path, acl: Any) -> None:
-    fake = acl()
-    session = open_om(tmp_path, "dims")
-    assert session.max_batch == 4
-    assert len(session.buckets) == 4
-    for rows, width in ((1, 4), (3, 6), (4, 4)):
-        inputs = batch(rows, width)
-        check(run(session, inputs), inputs)
-    assert fake.gears == [[1, 4, 1], [4, 6, 4], [4, 4, 4]]
-    with pytest.raises(InputRejected, match=r"not compiled for .*'width': 5.*it takes"):
-        run(session, batch(1, 5))
-    inputs = batch(2, 6)
-    check(run(session, inputs), inputs)
-    session.close()
-
-
-def test_submit_returns_before_the_device_is_done(tmp_path: Path, acl: Any) -> None:
-    acl(device_s=0.05)
-    session = open_om(tmp_path)
-    begun = time.monotonic()
-    tickets = [session.submit(batch(1, seed=seed)) for seed in (1, 2)]
-    assert time.monotonic() - begun < 0.04
-    assert not session.done(tickets[0], 0)
-    assert session.done(tickets[0], 1.0)
-    assert 0.04 < time.monotonic() - begun < 0.09
-    for ticket in tickets:
-        session.collect(ticket)
-    assert time.monotonic() - begun < 0.15
-    session.close()
-
-
-def test_the_next_batch_is_copied_in_while_the_device_works(tmp_path: Path, acl: Any) -> None:
-    fake = acl(device_s=0.02)
-    session = open_om(tmp_path)
-    begun, ticket = time.monotonic(), session.submit(batch(4))
-    for _ in range(9):
-        following = session.submit(batch(4))
-        session.collect(ticket)
-        ticket = following
-    session.collect(ticket)
-    assert time.monotonic() - begun < 10 * 0.02 + 0.1
-    assert len(fake.copies) == 20
-    session.close()
-
-
-@pytest.mark.parametrize(
-    ("call", "code", "kind", "text"),
-    [
-        ("init", 100039, DeviceError, "acl.init failed with 100039"),
-        ("rt.set_device", 107001, DeviceError, "ordered for rt.set_device"),
-        ("rt.set_device", 507033, DeviceError, "507033"),
-        ("rt.create_context", 507899, DeviceError, "ordered for"),
-        ("rt.malloc", 207001, ServingError, "207001"),
-        ("mdl.query_size", 145002, ServingError, "145002"),
-        ("mdl.load_from_file", 100012, ServingError, "100012"),
-        ("mdl.load_from_file", 545001, DeviceError, "545001"),
-        ("mdl.get_desc", 100011, ServingError, "100011"),
-    ],
-)
-def test_a_load_that_fails_names_the_call_and_frees_all(
-    tmp_path: Path, acl: Any, call: str, code: int, kind: type[OrchestratorError], text: str
-) -> None:
-    fake = acl(fail={call: [code, 0]})
-    with pytest.raises(kind) as caught:
-        open_om(tmp_path)
-    assert text in str(caught.value)
-    assert "EZ9999" in str(caught.value)  # ACL's own words
-    assert fake.calls[call] == 1
-
-
-@pytest.mark.parametrize(
-    ("call", "code", "kind"),
-    [
-        ("mdl.execute_async", 507015, DeviceError),
-        ("mdl.execute_async", 145000, ExecutionFailed),
-        ("rt.synchronize_event", 507014, DeviceError),
-        ("rt.memcpy", 107000, ExecutionFailed),
-        ("rt.query_event_status", 507053, DeviceError),
-    ],
-)
-def test_a_code_while_running_is_explained(
-    tmp_path: Path, acl: Any, call: str, code: int, kind: type[OrchestratorError]
-) -> None:
-    fake = acl(fail={call: [code, 1]})
-    session = open_om(tmp_path)
-    with pytest.raises(kind, match=rf"acl\.{call} failed with {code}.*EZ9999"):
-        [run(session, batch(2)) for _ in range(3)]
-    fake.fail.clear()
-    if kind is ExecutionFailed:  # the error was that batch's alone
-        inputs = batch(2)
-        check(run(session, inputs), inputs)
-    session.close()
-
-
-def test_no_room_is_said_before_the_load(tmp_path: Path, acl: Any) -> None:
-    fake = acl(free_bytes=1 << 30, total_bytes=24 << 30)
-    with pytest.raises(DeviceError, match=r"the model needs 1256 MiB on the device, 1024 of 24576 MiB are free"):
-        open_om(tmp_path, weight_bytes=900 << 20, work_bytes=100 << 20)
-    assert "mdl.load_from_file" not in fake.calls
-
-
-def test_another_device_is_refused(tmp_path: Path, acl: Any) -> None:
-    acl(soc="Ascend910B3")
-    with pytest.raises(DeviceError, match="this slot is Ascend310P3, the device calls itself Ascend910B3"):
-        open_om(tmp_path)
-    variant = om_variant(tmp_path / "second")
-    with pytest.raises(DeviceError, match="cannot serve as 'cpu"):
-        runtime("om").load(job(variant.folder, DEVICE, variant))
-
-
-def test_no_pyacl_says_what_to_install(tmp_path: Path) -> None:
-    assert "acl" not in sys.modules
-    with pytest.raises(DeviceError) as caught:
-        open_om(tmp_path)
-    assert "set_env.sh" in str(caught.value.hint)
-
-
-def test_the_fake_notices_broken_rules(tmp_path: Path) -> None:
-    """The proof of the tests above: leak, use after free, wrong size, wrong thread, wrong context."""
-    fake = FakeAcl()
-    fake.init()
-    fake.rt.set_device(0)
-    context, _ = fake.rt.create_context(0)
-    pointer, _ = fake.rt.malloc(8, 0)
-    host = np.zeros(16, np.uint8)
-    for breaks in (
-        lambda: fake.rt.memcpy(pointer, 16, host.ctypes.data, 16, 1),
-        lambda: fake.rt.memcpy(pointer, 8, host.ctypes.data, 16, 1),
-        lambda: fake.rt.free(pointer + 1),
-        lambda: fake.mdl.unload(7),
-        fake.finalize,
-    ):
-        with pytest.raises(Violation):
-            breaks()
-    fake.rt.free(pointer)
-    with pytest.raises(Violation):
-        fake.rt.memset(pointer, 8, 0, 8)
-    fake.rt.destroy_context(context)
-    with pytest.raises(Violation, match="no context"):
-        fake.rt.malloc(8, 0)
-    assert len(fake.violations) == 7
-
-
 def test_the_cann_provider_gets_its_options_and_its_folder(tmp_path: Path) -> None:
-    session = _onnx_cann(tmp_path, None)
+    session = open_onnx_cann(tmp_path, None)
     session.close()
     (given,) = fake_onnxruntime.sessions(tmp_path / "cann")
     assert given["options"] == {"precision_mode": "force_fp16", "device_id": "0"}
@@ -372,7 +136,7 @@ def test_the_real_provider_without_cann_is_refused(tmp_path: Path) -> None:
 
 @needs_mindspore_lite
 def test_a_mindir_says_what_it_cannot_take_and_outlives_it(tmp_path: Path) -> None:
-    session = _mindir(tmp_path, None)
+    session = open_mindir(tmp_path, None)
     with pytest.raises(InputRejected, match="holds values that int32 cannot"):
         run(session, [batch(1)[0], from_array("n", np.array([[1 << 40]]))])
     inputs = batch(2)
@@ -401,7 +165,7 @@ def test_a_tool_that_is_not_there_is_named(tmp_path: Path, name: str) -> None:
 
 
 def test_a_child_that_dies_is_told_by_its_signal(tmp_path: Path) -> None:
-    session = _onnx_cann(tmp_path, None)
+    session = open_onnx_cann(tmp_path, None)
     (child,) = [p for p in psutil.Process().children() if "onnx_cann.py" in " ".join(p.cmdline())]
     child.send_signal(signal.SIGSEGV)
     with pytest.raises(DeviceError, match="onnxruntime-cann ended by signal 11"):
@@ -411,7 +175,7 @@ def test_a_child_that_dies_is_told_by_its_signal(tmp_path: Path) -> None:
 
 def test_large_batches_do_not_lock_parent_and_child(tmp_path: Path) -> None:
     """Both write more than the socket holds at the same time."""
-    session = _onnx_cann(tmp_path, None)
+    session = open_onnx_cann(tmp_path, None)
     inputs = [from_array("x", np.ones((8, 4), np.float32)), from_array("n", np.ones((8, 1), np.int64))]
     child: Any = session
     rows = [["x", "float32", [400_000, 4], 6_400_000], ["n", "int64", [400_000, 1], 3_200_000]]
@@ -423,7 +187,7 @@ def test_large_batches_do_not_lock_parent_and_child(tmp_path: Path) -> None:
 
 
 def test_a_torch_package_leaves_its_folder_as_it_was(tmp_path: Path) -> None:
-    session = _torch(tmp_path, None)
+    session = open_torch(tmp_path, None)
     run(session, batch(1))
     session.close()
     assert read_variant(tmp_path / "torch").runtime == "torch"  # no bytecode, no caches
@@ -432,7 +196,7 @@ def test_a_torch_package_leaves_its_folder_as_it_was(tmp_path: Path) -> None:
 
 
 def test_an_error_of_the_users_network_stays_with_its_batch(tmp_path: Path) -> None:
-    session = _torch(tmp_path, None)
+    session = open_torch(tmp_path, None)
     bad = [batch(2)[0], from_array("n", np.array([[99], [1]]))]
     tickets = [session.submit(bad), session.submit(batch(2))]
     with pytest.raises(ExecutionFailed, match="this is not for me"):
@@ -484,8 +248,8 @@ class FakeAccelerator:
 
 def test_torch_on_a_device_queues_and_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = FakeAccelerator()
-    monkeypatch.setattr("orchestrator.serving.runtimes.torch_module._accelerator", lambda _torch, _device: backend)
-    session = _torch(tmp_path, None)
+    monkeypatch.setattr("orchestrator.serving.runtimes.torch_module._accelerator", lambda open_torch, _device: backend)
+    session = open_torch(tmp_path, None)
     first, second = batch(2, seed=1), batch(3, seed=2)
     tickets = [session.submit(first), session.submit(second)]
     bad = session.submit([batch(2)[0], from_array("n", np.array([[99], [1]]))])
