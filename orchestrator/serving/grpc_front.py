@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import grpc
@@ -18,15 +18,14 @@ from orchestrator.core.errors import ServingError
 from orchestrator.serving import describe
 from orchestrator.serving.admission import Admission
 from orchestrator.serving.errors import RequestError, one_line
+from orchestrator.serving.grpc_health import health_handler
 from orchestrator.serving.lanes import Lane, Request
 from orchestrator.serving.limits import Limits
 from orchestrator.serving.oip_grpc import MESSAGES, lane_part, parse_request, write_answer
-from orchestrator.serving.proto import load_messages
 from orchestrator.serving.routes import Routes
 from orchestrator.serving.tensors import Tensor
 
 SERVICE: Final = "inference.GRPCInferenceService"
-_HEALTH: Final = load_messages(Path(__file__).with_name("health.proto"))
 _CODES: Final = {
     404: grpc.StatusCode.NOT_FOUND,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -39,10 +38,14 @@ _CODES: Final = {
 _SLACK_BYTES: Final = 1 << 20
 _STREAM_WINDOW: Final = 64
 """Unanswered requests of one stream before it is read no further."""
-_WATCH_S: Final = 0.25
 _RPCS: Final = 10_000
 _STREAMS: Final = 1024
 """Open calls of one connection; a client that wants more waits by itself."""
+
+
+def _worth_telling(record: logging.LogRecord) -> bool:
+    """A client that has gone before its answer is an error with a traceback to grpc; here it is daily life."""
+    return "ExecuteBatchError" not in record.getMessage()
 
 
 class GrpcCaller:
@@ -116,7 +119,7 @@ class GrpcFront:
                 ("grpc.http2.max_ping_strikes", 0),
             ),
         )
-        server.add_generic_rpc_handlers((self._inference(), self._health()))
+        server.add_generic_rpc_handlers((self._inference(), health_handler(SERVICE, self._routes.ready)))
         address = f"[{host}]" if ":" in host else host
         try:
             found = server.add_insecure_port(f"{address}:{port}")
@@ -126,6 +129,7 @@ class GrpcFront:
             ) from error
         await server.start()
         self._server = server
+        logging.getLogger("grpc._cython.cygrpc").addFilter(_worth_telling)
         return found
 
     async def stop(self, grace_s: float) -> None:
@@ -227,36 +231,6 @@ class GrpcFront:
                 if (left := waiting.get_nowait()) is not None:
                     left[0].gone = True
                     self._held_bytes -= left[1]
-
-    # --- health ---
-
-    def _health(self) -> Any:
-        async def check(data: bytes, context: Any) -> bytes:
-            status = self._serving(_HEALTH["HealthCheckRequest"].FromString(data).service)
-            if status is None:
-                await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
-            return _HEALTH["HealthCheckResponse"](status=status).SerializeToString()
-
-        async def watch(data: bytes, context: Any) -> AsyncIterator[bytes]:  # noqa: ARG001 - grpc's form
-            service, told = _HEALTH["HealthCheckRequest"].FromString(data).service, None
-            while True:
-                status = self._serving(service) or "SERVICE_UNKNOWN"
-                if status != told:
-                    told = status
-                    yield _HEALTH["HealthCheckResponse"](status=status).SerializeToString()
-                await asyncio.sleep(_WATCH_S)
-
-        handlers: dict[str, Any] = {
-            "Check": grpc.unary_unary_rpc_method_handler(check),
-            "Watch": grpc.unary_stream_rpc_method_handler(watch),
-        }
-        return grpc.method_handlers_generic_handler("grpc.health.v1.Health", handlers)
-
-    def _serving(self, service: str) -> str | None:
-        """Both the server and the inference service are ready when every endpoint that has traffic is."""
-        if service in ("", SERVICE):
-            return "SERVING" if self._routes.ready() else "NOT_SERVING"
-        return None
 
 
 def _plain(name: str, tell: Callable[[Any], dict[str, Any]]) -> Callable[[bytes, Any], Awaitable[bytes]]:

@@ -218,6 +218,9 @@ def test_garbage_and_unserved_calls(site: ServingSite, stub: Any) -> None:
             with pytest.raises(grpc.RpcError) as found:
                 channel.unary_unary(f"/inference.GRPCInferenceService/{method}")(b"\xff\xff\xff")
             assert found.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        with pytest.raises(grpc.RpcError) as found:
+            channel.unary_unary("/grpc.health.v1.Health/Check")(b"\xff\xff\xff")
+        assert found.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     with pytest.raises(grpc.RpcError) as found:
         stub.RepositoryModelUnload(service_pb2.RepositoryModelUnloadRequest(model_name="scale"))
     assert found.value.code() is grpc.StatusCode.UNIMPLEMENTED
@@ -272,6 +275,7 @@ def test_a_deadline_is_kept_and_a_cancelled_call_leaves_the_queue(site: ServingS
             client.infer("gather", [index], timeout=100_000)
         site.wait(lambda: queued() == 0, 2, "nobody waits")
     assert client.infer("gather", [index]).as_numpy("picked")[0] == 10
+    assert "Traceback" not in (site.folder / "router.log").read_text()
 
 
 def test_no_replica_is_unavailable_and_health_says_so(site: ServingSite, client: Any, tmp_path: Path) -> None:
