@@ -45,12 +45,20 @@ def run_variant(variant: Variant, samples: Mapping[str, Array], tools: Mapping[s
     answers = lite.run(variant.folder / MODEL_MINDIR, pieces, timeout_s=_TIMEOUT_S)
     names = [str(item["name"]) for item in variant.outputs]
     rows = [dict(zip(names, answer.values(), strict=True)) for answer in answers]  # MindIR may rename outputs
-    return {name: np.concatenate([row[name] for row in rows]) for name in names}
+    count = len(next(iter(samples.values())))
+    return {name: np.concatenate([row[name] for row in rows])[:count] for name in names}
 
 
 def _pieces(variant: Variant, samples: Mapping[str, Array]) -> Sequence[dict[str, Array]]:
-    """Cut the samples into batches of the graph's own size; a size that varies takes one sample at a time."""
+    """Cut the samples into batches of the graph's own size, the last one filled up by its last sample.
+
+    A graph whose batch varies takes one sample at a time.
+    """
     first = variant.inputs[0]["shape"][0] if variant.inputs and variant.inputs[0]["shape"] else 1
     size = first if isinstance(first, int) else 1
     count = len(next(iter(samples.values())))
-    return [{name: array[start : start + size] for name, array in samples.items()} for start in range(0, count, size)]
+    filled = np.minimum(np.arange(-(-count // size) * size), count - 1)
+    return [
+        {name: array[filled[start : start + size]] for name, array in samples.items()}
+        for start in range(0, count, size)
+    ]
