@@ -40,8 +40,10 @@ from orchestrator.serving.wire import ReplicaHello, read_rows
 if TYPE_CHECKING:
     from orchestrator.bundle.variant import Variant
 
-_POLL_S: Final = 0.0001
-"""Between two looks at a device that is busy: pyACL has no descriptor that becomes readable."""
+_POLL_S, _MAX_POLL_S, _POLL_SHARE = 0.0001, 0.002, 0.02
+"""Between two looks at a device that is busy, least and most, and as a share of the time that its batch takes already: pyACL
+has no descriptor that becomes readable.
+"""
 _FIRST_DELAY_S: Final = 0.05
 _MAX_DELAY_S: Final = 1.0
 _READ_BYTES: Final = 1 << 20
@@ -208,10 +210,10 @@ class ReplicaProcess:
             self._watch(on=False)
             _send(link, answer)
             self._watch(on=bool(works))
-        elif len(works) >= session.depth:
-            session.done(works[0].ticket, _POLL_S)
         else:
-            select.select([link], [], [], _POLL_S)
+            since_ns = max(works[0].begun_ns, self._free_since_ns)
+            pause_s = (time.perf_counter_ns() - since_ns) / 1e9 * _POLL_SHARE
+            select.select([link], [], [], min(max(pause_s, _POLL_S), _MAX_POLL_S))
 
     def _abandon(self, session: Session, works: deque[Work]) -> bool:
         """The router is gone and gives what we hold to others: let the device finish, then dial again."""
