@@ -95,6 +95,7 @@ class PoolControl:
             "bundle": done.bundle,
             "variant": request.variant,
             "runtime": request.runtime,
+            "target": variant.target if variant is not None else "",
             "pool": done.pool,
             "device": done.device,
             "url": done.url,

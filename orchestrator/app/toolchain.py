@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from orchestrator.ascend.atc_install import find_atc
 from orchestrator.core.digests import sha256_json
+from orchestrator.core.errors import PlanError
 from orchestrator.environment.model import Tools
 
 
@@ -21,18 +23,30 @@ def toolchain_identities(tools: Tools) -> Mapping[str, str]:
 
     Raises:
         InternalError: The environment names an ATC that is not there.
+        PlanError: It names an interpreter that is not there.
     """
     found: dict[str, str] = {}
     atc = find_atc(tools.atc)
     if atc is not None:
         found["om"] = _identity(atc.program, atc.version)
-    for name, python, package in (
-        ("mindir", tools.mindspore_lite_python, "mindspore_lite"),
-        ("onnx", tools.onnxruntime_cann_python, "onnxruntime_cann"),
+    for name, key, package in (
+        ("mindir", "mindspore_lite_python", "mindspore_lite"),
+        ("onnx", "onnxruntime_cann_python", "onnxruntime_cann"),
     ):
-        if python and Path(python).is_file():
+        python: str | None = getattr(tools, key)
+        if python:
+            _check(Path(python).expanduser(), f"tools.{key}")
             found[name] = _identity(Path(python), _installed(Path(python), package))
     return found
+
+
+def _check(python: Path, place: str) -> None:
+    if not (python.is_file() and os.access(python, os.X_OK)):
+        raise PlanError(
+            f"{str(python)!r} is no program here",
+            place=place,
+            hint="correct the path in the environment, or leave it null",
+        )
 
 
 def _identity(tool: Path, version: str) -> str:

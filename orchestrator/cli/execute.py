@@ -55,7 +55,11 @@ def _epilogue(display: Display, report: RunReport) -> None:
         endpoint = report.endpoint
         display.line(f"  endpoint  {endpoint.get('url', '')}  generation {endpoint.get('generation')}")
         device = str(endpoint.get("device", ""))
-        stand_in = "the twin, which rounds as the device does," if endpoint.get("runtime") == "twin" else "fp32 ONNX"
+        stand_in = (
+            f"the twin of target {endpoint.get('target')}, which rounds as the device does,"
+            if endpoint.get("runtime") == "twin"
+            else "fp32 ONNX"
+        )
         rehearsed = f": {stand_in} in place of an NPU" if "rehearsal" in device else ""
         display.line(f"  device    {device}{rehearsed}")
         display.line(f"  bundle    {endpoint.get('bundle', '')}")

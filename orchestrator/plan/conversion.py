@@ -14,6 +14,13 @@ from orchestrator.recipe.model import Target
 _FORECAST_SAMPLES: Final = 64
 _PARITY_SAMPLES: Final = 64
 _JUDGED: Final = ("parity",)
+_TOOLS: Final[Mapping[str, set[str]]] = {
+    "om": {"atc"},
+    "mindir": {"mindspore_lite_python"},
+    "onnx": {"onnxruntime_cann_python"},
+    "torch": set(),
+}
+"""What of the environment's `tools` a format is compiled with; another tool compiles nothing anew."""
 
 
 def has_forecast(target: Target) -> bool:
@@ -64,8 +71,8 @@ def compile_spec(target: Target, model: Mapping[str, Any], environment: Environm
     return {
         **_without_targets(model),
         "target": target_spec(target),
-        "tools": environment.tools.model_dump(mode="json"),
-        "tool": tool,
+        "tools": environment.tools.model_dump(mode="json", include=_TOOLS[target.format]),
+        "compiler": tool or "none",
     }
 
 

@@ -89,10 +89,7 @@ class _Drafts:
     def _custom(self, index: int) -> Draft:
         step = self._recipe.steps[index]
         spec: dict[str, Any] = {"params": dict(step.params)}
-        if step.entrypoint is not None:
-            spec["entrypoint"] = step.entrypoint
-        else:
-            spec["command"] = list(step.command or ())
+        spec |= {"entrypoint": step.entrypoint} if step.entrypoint else {"command": list(step.command or ())}
         return Draft(
             name=step.name,
             kind="custom",
@@ -106,7 +103,12 @@ class _Drafts:
         )
 
     def _preflight(self) -> Draft:
-        return self._worker("preflight", {**self._model_spec(), **self._cann}, entrypoints=[self._factory()])
+        samples = (
+            [self._recipe.samples] if self._recipe.samples and not self._own else []
+        )  # own steps may make their data
+        spec = {**self._model_spec(), **self._cann, "samples": samples[0] if samples else None, "samples_count": 1}
+        entrypoints = [self._factory(), *samples]
+        return self._worker("preflight", spec, entrypoints=entrypoints, data=self._data if samples else None)
 
     def _train(self) -> Draft:
         train = self._recipe.train
@@ -229,8 +231,8 @@ class _Drafts:
             )
         if not pool.rehearsal:
             raise PlanError(
-                f"pool {rollout.pool!r} serves from {pool.soc} devices, and nothing is compiled for them in this version",
-                hint="deploy to a pool with `rehearsal: true`, or leave `rollout` out",
+                f"pool {rollout.pool!r} has real {pool.soc} devices, which this version does not serve from yet",
+                hint="compile and rehearse: a pool with `rehearsal: true`, or leave `rollout` out",
                 place="rollout.pool",
             )
         spec: dict[str, Any] = {"endpoint": rollout.endpoint, "pool": rollout.pool}

@@ -55,8 +55,7 @@ def real_samples(ctx: StepContext, inputs: Sequence[TensorSpec]) -> dict[str, Ar
     """Return the user's samples stacked along axis 0, each checked against the recipe's inputs.
 
     Raises:
-        UserCodeError: The function failed or gave no sample.
-        GateError: A sample does not fit the recipe.
+        UserCodeError: The function failed, gave no sample, or one that does not fit the recipe.
     """
     entrypoint, wanted = str(ctx.spec["samples"]), int(ctx.spec["samples_count"])
     function = load_entrypoint(entrypoint, ctx.recipe_dir)
@@ -67,5 +66,5 @@ def real_samples(ctx: StepContext, inputs: Sequence[TensorSpec]) -> dict[str, Ar
     if not found:
         raise UserCodeError(f"{entrypoint} gave no sample", place=ctx.step, hint="yield at least one {input: ndarray}")
     for number, sample in enumerate(found):
-        check_arrays(inputs, sample, f"sample {number} of {entrypoint}")
+        check_arrays(inputs, sample, f"sample {number} of {entrypoint}", error=UserCodeError)
     return {spec.name: np.concatenate([sample[spec.name] for sample in found]) for spec in inputs}

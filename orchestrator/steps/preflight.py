@@ -13,7 +13,7 @@ from orchestrator.graph.spec import check_arrays
 from orchestrator.graph.torch_model import build
 from orchestrator.steps.api import StepContext, StepResult
 from orchestrator.steps.export import export
-from orchestrator.steps.model_inputs import tensor_specs
+from orchestrator.steps.model_inputs import real_samples, tensor_specs
 from orchestrator.steps.preflight_targets import TargetCheck, check_target, refusal, warnings
 from orchestrator.steps.reports import report
 
@@ -32,7 +32,7 @@ def run(ctx: StepContext) -> StepResult:
     """Check the untrained model against every target.
 
     Raises:
-        UserCodeError: The factory failed.
+        UserCodeError: The factory failed, or `samples` does, or its first sample does not fit the recipe.
         GateError: It does not export, does not load, or does not fit the recipe or a target; nothing was trained yet.
     """
     checks, asked = _Checks(), list(ctx.spec.get("targets", ()))
@@ -44,6 +44,9 @@ def run(ctx: StepContext) -> StepResult:
     checks.add("exports", f"{info.exporter} exporter, opset {info.opset} read back, {info.node_count} nodes")
     ctx.events.progress(1, total, "load it in ONNX Runtime")
     _check_runs(ctx, checks, model_file(folder))
+    if ctx.spec.get("samples"):
+        sample = real_samples(ctx, tensor_specs(ctx)[0])
+        checks.add("samples", ", ".join(f"{name} {value.dtype}{list(value.shape)}" for name, value in sample.items()))
     found: list[TargetCheck] = []
     for number, target in enumerate(asked):
         ctx.events.progress(2 + number, total, f"target {target['name']}")

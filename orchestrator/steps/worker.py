@@ -83,13 +83,22 @@ def _settle_and_run(
         log = segment.log(draft.name, item.attempt)
         events.write("started", draft.name, attempt=item.attempt, fingerprint=fingerprint, parts=parts, log=str(log))
         with _Redirected(log):
-            result = _run(segment, item, store, inputs, fingerprint, parts, events)
+            result = _run_and_tell(segment, item, store, inputs, fingerprint, parts, events)
     miss = judge_result(draft.name, draft.spec, result)
     verdict = miss.to_json() if miss else None
     events.write(event, draft.name, fingerprint=fingerprint, parts=parts, result=result, verdict=verdict)
     if miss is not None:
         raise _AlreadyReported(miss)
     return {name: ref["digest"] for name, ref in result["outputs"].items()}
+
+
+def _run_and_tell(segment: Segment, item: SegmentStep, *rest: Any) -> dict[str, Any]:
+    """Run the step; what stopped it stands at the end of its log, where people look."""
+    try:
+        return _run(segment, item, *rest)
+    except OrchestratorError as error:
+        print(f"{item.draft.name} failed: {error}", file=sys.stderr)
+        raise
 
 
 def _run(

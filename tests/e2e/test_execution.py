@@ -229,6 +229,14 @@ def test_logs_hold_what_python_and_native_code_printed(project: Project):
     assert "said by native code" in done.out
 
 
+def test_the_log_of_a_step_that_failed_ends_with_why(project: Project):
+    recipe(project, '{name: a, entrypoint: "own:fail"}')
+    assert run(project).code == 6
+    done = project.run("logs", "-e", "quiet.yaml", "--step", "a")
+    assert "a failed: " in done.out
+    assert "the user's own mistake" in done.out
+
+
 def test_lineage_goes_back_from_a_digest_to_the_execution(project: Project):
     recipe(
         project,

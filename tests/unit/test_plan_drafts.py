@@ -42,7 +42,7 @@ def test_the_main_job_has_its_steps(tmp_path: Path):
 
 
 def test_a_pool_of_real_devices_never_gets_the_cpu_in_their_place(tmp_path: Path):
-    with pytest.raises(PlanError, match="nothing is compiled for them") as refused:
+    with pytest.raises(PlanError, match="does not serve from yet") as refused:
         drafts_with("false", tmp_path)
     assert refused.value.exit_code == 2
 

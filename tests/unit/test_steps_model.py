@@ -129,6 +129,15 @@ def test_preflight_refuses_what_does_not_fit(
         bench.run(preflight, {"model": {**MODEL, **change}, "targets": TARGETS})
 
 
+def test_preflight_looks_at_one_sample_before_anything_is_trained(bench: Bench) -> None:
+    spec = {"model": MODEL, "targets": TARGETS, "samples_count": 1}
+    done = bench.run(preflight, {**spec, "samples": "user_functions:samples"})
+    checks = {row["check"]: row["evidence"] for row in report(done)["checks"]}
+    assert checks["samples"] == "x float32[1, 4]"
+    with pytest.raises(UserCodeError, match="sample 0 of user_functions:wrong_shape"):
+        bench.run(preflight, {**spec, "samples": "user_functions:wrong_shape"})
+
+
 def test_export_reads_back_an_opset_that_the_target_parses(bench: Bench, onnx: Path) -> None:
     facts = json.loads((onnx / "onnx.json").read_text())
     assert facts["opset"] <= 18
@@ -192,7 +201,7 @@ def test_parity_says_by_how_much_a_false_export_is_off(bench: Bench, onnx: Path,
 
 @pytest.mark.parametrize(
     ("function", "error", "says"),
-    [("wrong_shape", GateError, "sample 0 of .*'x'"), ("nothing", UserCodeError, "gave no sample")],
+    [("wrong_shape", UserCodeError, "sample 0 of .*'x'"), ("nothing", UserCodeError, "gave no sample")],
 )
 def test_samples_that_do_not_fit_are_refused(
     bench: Bench, onnx: Path, function: str, error: type[Exception], says: str
