@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -84,18 +85,30 @@ def _run(request: ForecastRequest, folder: Path, progress: Callable[[float, str]
     graph = _graph(request, folder)
     inputs = inspect_onnx(graph).inputs
     samples = None if request.samples is None else fitted(_samples(request.samples, request.count, inputs), inputs)
-    asked = {"min_sqnr_db": request.min_sqnr_db, "min_cosine": request.min_cosine}
+    asked = _limits(request)
     return forecast(
         graph,
         policy=rules,
         samples=samples,
         thresholds=thresholds_for(rules.name, asked),
+        limits=asked,
         evaluate=None if request.evaluate is None else _evaluate(request.evaluate),
         keep=cast("Literal['auto', 'none'] | Sequence[str]", request.keep),
         scratch=folder,
         progress=progress,
         name=request.model.name,
     )
+
+
+def _limits(request: ForecastRequest) -> dict[str, float]:
+    """Return the limits that were asked for."""
+    given = {"min_sqnr_db": request.min_sqnr_db, "min_cosine": request.min_cosine}
+    asked = {name: value for name, value in given.items() if value is not None}
+    if not math.isfinite(asked.get("min_sqnr_db", 0.0)):
+        raise UsageError(f"--min-sqnr-db {request.min_sqnr_db} is no limit", hint="a number of dB, for example 40")
+    if not -1 <= asked.get("min_cosine", 0.0) <= 1:
+        raise UsageError(f"--min-cosine {request.min_cosine:g} is no cosine", hint="from -1 to 1, for example 0.9995")
+    return asked
 
 
 def _graph(request: ForecastRequest, folder: Path) -> Path:

@@ -41,8 +41,10 @@ def forecast(  # noqa: PLR0913, PLR0917  one parameter per option
     keep: Annotated[
         str, typer.Option(metavar="auto|none|NODE,NODE…", help="What stays in fp32; auto finds the list.")
     ] = "auto",
-    min_sqnr_db: Annotated[float | None, typer.Option(help="Least SQNR of the worst sample, in dB.")] = None,
-    min_cosine: Annotated[float | None, typer.Option(help="Least cosine of the worst sample.")] = None,
+    min_sqnr_db: Annotated[
+        float | None, typer.Option(help="Least SQNR of the worst sample, in dB; less is a no.")
+    ] = None,
+    min_cosine: Annotated[float | None, typer.Option(help="Least cosine of the worst sample, -1 to 1.")] = None,
     accumulate: Annotated[str, typer.Option(help="Format of sums inside vector reductions: fp32 or fp16.")] = "fp32",
     prepare: Annotated[
         bool, typer.Option("--prepare/--no-prepare", help="Apply the toolchain's rewrites first, as a run does.")
@@ -54,8 +56,9 @@ def forecast(  # noqa: PLR0913, PLR0917  one parameter per option
 ) -> None:
     """Say what fp16 will make of a model, before any NPU exists, and which nodes to keep in fp32.
 
-    ok: what is asked is met, with the keep list. warn: nearly, or the samples are synthetic. no: it is not, or a node
-    overflows that this SoC cannot compute in fp32. Exits 1 on no. Uncalibrated: no device has confirmed it.
+    ok: what is asked is met, with the keep list. no: a limit that you set is missed, or by far the default one, or a node
+    overflows that this SoC cannot compute in fp32. warn: the default is nearly met (fp16: 30 dB and cosine 0.997 at
+    least), or the samples are synthetic. Exits 1 on no. Uncalibrated: no device has confirmed it.
     """
     from orchestrator.app.forecast import ForecastRequest, foresee
     from orchestrator.cli.output import print_json

@@ -89,11 +89,13 @@ def _forecast(ctx: StepContext, target: Mapping[str, Any], graph: Path, rules: P
     def evaluate(predict: Predict) -> Mapping[str, float]:
         return user_metrics(ctx, str(entrypoint), predict)
 
+    limits = cast("Mapping[str, Any]", ctx.spec.get("parity") or {})
     return forecast(
         graph,
         policy=rules,
         samples=samples,
-        thresholds=thresholds_for(rules.name, cast("Mapping[str, Any] | None", ctx.spec.get("parity"))),
+        thresholds=thresholds_for(rules.name, limits),
+        limits=[name for name, value in limits.items() if value is not None],
         evaluate=evaluate if entrypoint else None,
         keep=cast("Literal['auto', 'none'] | list[str]", target.get("keep") or "auto"),
         scratch=ctx.work,

@@ -80,6 +80,19 @@ def test_without_samples_it_can_only_warn(trap: ZooGraph, capsys: pytest.Capture
     assert "SYNTHETIC" in out
 
 
+def test_a_limit_that_is_missed_is_a_no(trap: ZooGraph, capsys: pytest.CaptureFixture[str]) -> None:
+    graph = ZOO["mlp"]()
+    onnx.save(graph.model, "clean.onnx")
+    np.savez("clean.npz", **graph.samples)
+    given = ("clean.onnx", "--soc", "Ascend310P3", "--samples", "clean.npz", "--keep", "none")
+    assert answer(capsys, *given)[1]["verdict"] == "ok"
+    code, found = answer(capsys, *given, "--min-sqnr-db", "200")
+    assert (code, found["verdict"]) == (1, "no")
+    assert any("asked 200 dB" in reason for reason in found["reasons"])
+    code, found = answer(capsys, *given, "--min-cosine", "1")
+    assert (code, found["verdict"]) == (1, "no")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
@@ -90,6 +103,8 @@ def test_without_samples_it_can_only_warn(trap: ZooGraph, capsys: pytest.Capture
         (("model.onnx", "--samples", "nothing"), 2),
         (("model.onnx", "--keep", "no_such_node", "--samples", "real.npz"), 2),
         (("model.onnx", "--accumulate", "bf16"), 2),
+        (("model.onnx", "--min-cosine", "2"), 2),
+        (("model.onnx", "--min-sqnr-db", "nan"), 2),
         (("real.npz",), 1),
     ],
 )

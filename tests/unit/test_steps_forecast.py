@@ -11,6 +11,7 @@ import pytest
 from orchestrator.core.errors import GateError
 from orchestrator.graph.read import inspect_onnx, write_onnx_json
 from orchestrator.graph.run_onnx import OnnxModel
+from orchestrator.graph.verdict import PRECISION_SQNR_DB
 from orchestrator.steps.api import SiteInfo, StepContext
 from orchestrator.steps.forecast import run
 from tests.support.zoo import ZOO, ZooGraph
@@ -96,7 +97,15 @@ def test_a_no_is_a_gate_that_names_the_nodes(tmp_path: Path) -> None:
 
 def test_limits_of_the_recipe_are_what_is_asked(tmp_path: Path) -> None:
     ctx = context(tmp_path, ZOO["mlp"](), {"keep": "none"}, {"min_sqnr_db": 90.0, "metric_drop": {"mean": 0.5}})
-    done = run(ctx)
+    with pytest.raises(GateError, match="asked 90 dB") as refused:
+        run(ctx)
+    assert refused.value.details["verdict"] == "no"
+
+
+def test_a_default_that_is_nearly_met_only_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PRECISION_SQNR_DB, "fp16", 90.0)
+    unasked = {"min_sqnr_db": None, "min_cosine": None, "metric_drop": {}}
+    done = run(context(tmp_path, ZOO["mlp"](), {"keep": "none"}, unasked))
     assert done.facts["verdict"] == "warn"
     assert any("asked 90 dB" in reason for reason in done.facts["reasons"])
 

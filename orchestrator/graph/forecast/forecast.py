@@ -49,6 +49,7 @@ class _Run:
     name: str
     policy: Policy
     asked: Thresholds
+    limits: frozenset[str]
     space: Workspace
     batches: Batches
     evaluate: Evaluate | None
@@ -86,12 +87,13 @@ class _Run:
         return Numbers(metrics, task, verdict, prices.of(keep))
 
 
-def forecast(
+def forecast(  # noqa: PLR0913  keyword-only, each a thing of its own
     path: Path,
     *,
     policy: Policy,
     samples: Mapping[str, Array] | None,
     thresholds: Thresholds,
+    limits: Collection[str] = (),
     evaluate: Evaluate | None = None,
     keep: Literal["auto", "none"] | Sequence[str] = "auto",
     scratch: Path | None = None,
@@ -106,6 +108,7 @@ def forecast(
         policy: What the target does to each operator.
         samples: Input -> array, axis 0 = sample; None makes synthetic ones, and the verdict can then only warn.
         thresholds: What is asked of the outputs, and of the task metrics.
+        limits: Fields of `thresholds` that the user set; to miss one is a no, to miss a default nearly a warning.
         evaluate: The user's metrics of a model.
         keep: `auto` finds a keep list, `none` keeps nothing, names keep exactly those.
         scratch: Folder for a private temporary one; the system's when not given.
@@ -124,7 +127,7 @@ def forecast(
     with tempfile.TemporaryDirectory(prefix="forecast-", dir=scratch) as folder:
         space = open_workspace(path, Path(folder), threads=threads)
         batches = choose_size(space, Batches(info.inputs, given, size=1))
-        run = _Run(name or path.name, policy, thresholds, space, batches, evaluate, told)
+        run = _Run(name or path.name, policy, thresholds, frozenset(limits), space, batches, evaluate, told)
         return _forecast(run, keep, synthetic_samples=samples is None)
 
 
@@ -165,7 +168,7 @@ def _forecast(run: _Run, keep: Literal["auto", "none"] | Sequence[str], *, synth
     with run.phase("proposals", 0.95, "scalings where nothing can be kept"):
         kept = replace(kept, proposals=tuple(propose(space, policy, batches, kept, seen, after.sqnr_db)))
     verdict, reasons = answer(
-        after, asked=run.asked, low=policy.low, saturating=policy.saturating, reference_task=reference_task,
+        after, asked=run.asked, limits=run.limits, low=policy.low, saturating=policy.saturating, reference_task=reference_task,
         cannot=kept.cannot, proposals=kept.proposals, synthetic=synthetic_samples,
     )  # fmt: skip
     overflow = _overflow(pieces, seen.tensors)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -16,13 +16,14 @@ WARN: Final[Mapping[str, Thresholds]] = {
     "fp16": Thresholds(min_sqnr_db=30.0, min_cosine=0.997),
     "bf16": Thresholds(min_sqnr_db=20.0, min_cosine=0.99),
 }
-"""Below what is asked and above these is a warning, below these a no."""
+"""Below the default and above these is a warning, below these a no; limits that the user set have no such margin."""
 
 
 def answer(
     after: Numbers,
     *,
     asked: Thresholds,
+    limits: Collection[str],
     low: str,
     saturating: bool,
     reference_task: Mapping[str, float],
@@ -32,6 +33,8 @@ def answer(
 ) -> tuple[Answer, tuple[str, ...]]:
     """Return the verdict and its reasons.
 
+    A limit that the user set (`limits` names the fields of `asked`) and that is missed by any amount is a no; a default
+    that is nearly met is a warning.
     A unit that certainly fails on a node without an fp32 kernel is a no: `blocked`, or a scaling is proposed and proved,
     which the user must apply first.
     """
@@ -40,15 +43,10 @@ def answer(
     ]
     worst: Answer = "ok"
     if reasons:
-        floor = WARN.get(low, WARN["fp16"])
-        lenient = replace(
-            asked,
-            min_sqnr_db=min(asked.min_sqnr_db, floor.min_sqnr_db),
-            min_cosine=None if asked.min_cosine is None else min(asked.min_cosine, floor.min_cosine or 0.0),
-        )
         again = judge(
-            after.outputs, lenient, saturating=saturating, reference_task=reference_task, candidate_task=after.task
-        )
+            after.outputs, _lenient(asked, limits, WARN.get(low, WARN["fp16"])), saturating=saturating,
+            reference_task=reference_task, candidate_task=after.task,
+        )  # fmt: skip
         worst = "warn" if again.passed else "no"
     proved = {tensor for one in proposals if one.status == "proved" for tensor in one.tensors}
     for unit in cannot:
@@ -64,6 +62,15 @@ def answer(
         )
         worst = "warn"
     return worst, tuple(reasons)
+
+
+def _lenient(asked: Thresholds, limits: Collection[str], floor: Thresholds) -> Thresholds:
+    """Return what only warns: the defaults among the limits lowered to `floor`."""
+    if "min_sqnr_db" not in limits:
+        asked = replace(asked, min_sqnr_db=min(asked.min_sqnr_db, floor.min_sqnr_db))
+    if "min_cosine" not in limits and asked.min_cosine is not None:
+        asked = replace(asked, min_cosine=min(asked.min_cosine, floor.min_cosine or 0.0))
+    return asked
 
 
 def first_bad(damages: Mapping[str, Damage], asked: Thresholds) -> str | None:
