@@ -90,6 +90,7 @@ RIGHT: dict[str, Draw] = {
         "Resize", None, SCALES, mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor"
     ),
     "cumsum": op("CumSum", i64(3)),
+    "shape start of 0": op("Shape", start=0),
 }
 REFUSED: dict[str, Draw] = {
     "tan": op("Tan"),
@@ -115,7 +116,7 @@ def model(forms: dict[str, Draw], opset: int = 15) -> onnx.ModelProto:
             source = sketch.op("Neg", x)
         drawn = draw(sketch, source)
         out = drawn if isinstance(drawn, str) else drawn[0]
-        integer = name.startswith(("argmax", "shape start"))
+        integer = name.startswith(("argmax", "shape"))
         kind = onnx.TensorProto.INT32 if name == "mod" else onnx.TensorProto.FLOAT
         sketch.op("Cast" if integer else "Identity", out, out=f"y{number}", **({"to": 1} if integer else {}))
         sketch.output(f"y{number}", None, kind)

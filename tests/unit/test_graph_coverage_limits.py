@@ -11,6 +11,7 @@ from orchestrator.ascend.kernels import shipped
 from orchestrator.graph.coverage.judge import Question
 from orchestrator.graph.coverage.limits_atc import ATC_EVERYWHERE, ATC_LIMITS
 from orchestrator.graph.coverage.limits_mindspore import MINDSPORE_LIMITS
+from orchestrator.graph.coverage.limits_mindspore_measured import measured
 from orchestrator.graph.coverage.nodes import Node, Value
 
 ATC = Question("atc", "ascend310p", "fp16", shipped(), None)
@@ -184,6 +185,15 @@ def test_no_dimension_may_be_zero() -> None:
 )
 def test_mindspore_lite(made: Node, expected: list[str]) -> None:
     assert verdicts(made, LITE) == expected
+
+
+@pytest.mark.parametrize(
+    ("attributes", "rewrites"),
+    [({}, []), ({"start": 0}, []), ({"start": 1}, ["slice_shape"]), ({"start": 0, "end": 2}, ["slice_shape"])],
+)
+def test_a_shape_from_0_is_the_whole_shape(attributes: dict[str, int], rewrites: list[str]) -> None:
+    found = measured(node("Shape", IMAGE, outputs=(tensor(4, dtype="int64"),), **attributes), LITE)
+    assert [finding.rewrite for finding in found] == rewrites
 
 
 def test_what_the_cpu_runtime_refuses_another_may_take() -> None:

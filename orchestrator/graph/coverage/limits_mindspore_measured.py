@@ -249,8 +249,8 @@ _FORMS: Final[Mapping[str, tuple[Measured, ...]]] = {
     "ScatterElements": _UNBUILT,
     "ScatterND": (Measured(lambda node: node.text("reduction", "none") != "none", "wrong numbers", "with a reduction",
                            "gather, compute, then scatter"),),
-    "Shape": (Measured(lambda node: "start" in node.attributes or "end" in node.attributes, "wrong numbers",
-                       "with start or end", "cut it with Slice, as opset 14 and older do"),),
+    "Shape": (Measured(lambda node: node.integer("start") != 0 or "end" in node.attributes, "wrong numbers",
+                       "with start or end", "the rewrite slice_shape cuts it with Slice", "slice_shape"),),
     **dict.fromkeys(("LogSoftmax", "Softmax"), (Measured(
         _softmax_flattens, "wrong numbers", "before opset 13 on an axis that is not the last",
         "export at opset 13 or newer"),)),
