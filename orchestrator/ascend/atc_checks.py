@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Final
 
 from orchestrator.ascend.atc_options import AtcOptions
-from orchestrator.ascend.soc import soc
+from orchestrator.ascend.soc import caution, soc
 from orchestrator.core.errors import PlanError
 from orchestrator.recipe.compile_options import CompileOptions
 
@@ -61,6 +61,8 @@ def check(options: AtcOptions) -> tuple[Complaint, ...]:
     """
     found = [*_shapes(options), *_precision(options), *_inputs(options), *_by_soc(options, options.soc_version)]
     refuse(found, prefix="--")
+    if caution(options.soc_version):
+        found.append(Complaint("soc_version", options.soc_version, caution(options.soc_version), "", error=False))
     return tuple(item for item in found if not item.error)
 
 

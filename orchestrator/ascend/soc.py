@@ -11,9 +11,13 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
-from typing import Literal
+from typing import Final, Literal
 
 from orchestrator.core.errors import PlanError
+
+FIRST_910B: Final = "Ascend910B"
+"""A chip of the first generation, called like the family that came after it."""
+_NEWER_910B: Final = ("Ascend910B1", "Ascend910B2", "Ascend910B3", "Ascend910B4")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +55,33 @@ def soc(name: str) -> Soc:
     found = _catalogue().get(name)
     if found is not None:
         return found
-    by_lower = {known.lower(): known for known in _catalogue()}
-    close = get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
-    if f"ascend{name.lower()}" in by_lower:  # npu-smi prints names without the prefix
-        close = [f"ascend{name.lower()}", *[item for item in close if item != f"ascend{name.lower()}"]]
-    suggestion = f"did you mean {' or '.join(by_lower[item] for item in close)}?" if close else ""
+    close = _close(name.lower())
+    suggestion = f"did you mean {' or '.join(close)}?" if close else ""
     raise PlanError(
         f"unknown SoC {name[:80]!r}",
         hint=f"{suggestion} `npu-smi info` shows the name without `Ascend`".strip(),
         details={"known": list(_catalogue())},
+    )
+
+
+def _close(name: str) -> list[str]:
+    """Return the names that a mistyped one (in lower case) may mean, the likeliest first."""
+    by_lower = {known.lower(): known for known in _catalogue()}
+    if name.removeprefix("ascend") in {"910", "910b"}:  # never the old chip first, which has the name of a newer family
+        return [*_NEWER_910B, FIRST_910B]
+    close = get_close_matches(name, by_lower, n=3, cutoff=0.5)
+    if f"ascend{name}" in by_lower:  # npu-smi prints names without the prefix
+        close = [f"ascend{name}", *[item for item in close if item != f"ascend{name}"]]
+    return [by_lower[item] for item in sorted(close, key=lambda item: by_lower[item] == FIRST_910B)]
+
+
+def caution(name: str | None) -> str:
+    """Return what whoever names this SoC should know, an empty text where there is nothing."""
+    if name != FIRST_910B:
+        return ""
+    return (
+        f"{FIRST_910B} is the 910 of the first generation (family Ascend910); the cards called 910B are "
+        f"{', '.join(_NEWER_910B)}: `npu-smi info` shows which"
     )
 
 

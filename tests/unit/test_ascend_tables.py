@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.ascend.soc import is_soc, soc, soc_names
+from orchestrator.ascend.soc import caution, is_soc, soc, soc_names
 from orchestrator.ascend.toolchains import Target, toolchain
 from orchestrator.core.errors import PlanError
 
@@ -42,6 +42,16 @@ def test_an_unknown_soc_names_the_closest(typo: str, meant: str) -> None:
     with pytest.raises(PlanError, match="unknown SoC") as caught:
         soc(typo)
     assert meant in caught.value.hint
+
+
+@pytest.mark.parametrize("typed", ["ascend910b", "910B", "Ascend910", "Ascend910BB"])
+def test_the_910b_of_the_first_generation_is_suggested_last_and_explained(typed: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        soc(typed)
+    suggested = caught.value.hint.partition("?")[0].removeprefix("did you mean ").split(" or ")
+    assert suggested[0] != "Ascend910B"
+    assert "Ascend910B1, Ascend910B2" in caution("Ascend910B")
+    assert caution("Ascend910B4") == caution(None) == ""
 
 
 def test_no_suggestion_for_something_quite_different() -> None:

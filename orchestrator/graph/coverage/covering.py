@@ -10,8 +10,8 @@ from typing import Final
 from orchestrator.ascend.installed import find_opp, read_cann
 from orchestrator.ascend.kernels import cube_dtypes, shipped
 from orchestrator.ascend.operators import cann_provider_takes, tables_version
+from orchestrator.ascend.soc import caution
 from orchestrator.ascend.soc import soc as find_soc
-from orchestrator.ascend.toolchains import toolchain_called
 from orchestrator.core.errors import PlanError
 from orchestrator.graph.coverage.judge import Question
 from orchestrator.graph.coverage.kernels import kernel_finding
@@ -59,15 +59,22 @@ def cover(
     return Coverage(soc, toolchain, version, tables, precision, opset, verdicts, splits, tuple(notes))
 
 
+def check_toolchain(key: str) -> None:
+    """Refuse a toolchain that compiles nothing for Ascend.
+
+    Raises:
+        PlanError: It is unknown, or `onnx` or `torch`; the hint lists those that can be covered.
+    """
+    if key not in TOOLCHAINS:
+        plain = f"{key} compiles nothing for Ascend: there is nothing to cover"
+        text = plain if key in {"onnx", "torch"} else f"unknown toolchain {key[:80]!r}"
+        raise PlanError(text, hint=f"use one of {', '.join(TOOLCHAINS)}")
+
+
 def _question(
     soc: str | None, toolchain: str, precision: str, installed: Path | None
 ) -> tuple[Question, str, list[str]]:
-    if toolchain not in TOOLCHAINS:
-        known = toolchain_called(toolchain)
-        raise PlanError(
-            f"{known.tool} compiles nothing for Ascend: there is nothing to cover",
-            hint=f"use one of {', '.join(TOOLCHAINS)}",
-        )
+    check_toolchain(toolchain)
     if precision not in PRECISIONS:
         raise PlanError(f"unknown precision mode {precision[:80]!r}", hint=f"use one of {', '.join(PRECISIONS)}")
     if soc is None:
@@ -80,7 +87,7 @@ def _question(
         raise PlanError(f"{soc} has no bfloat16", hint="use fp16, mixed_float16 or cube_fp16in_fp32out")
     opp = find_opp(installed)
     cann = read_cann(opp, family) if opp is not None else None
-    notes: list[str] = []
+    notes = [caution(soc)] if caution(soc) else []
     if opp is not None and cann is None:
         notes.append(f"the CANN at {opp.parent} has no operator information of {family}; the shipped tables answer")
     if cann is not None:
