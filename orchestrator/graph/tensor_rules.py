@@ -192,6 +192,11 @@ def external_entry(tensor: Any, label: str, size_bytes: int, path: Path) -> tupl
 def _plain_file_size(file: Path, path: Path) -> int:
     try:
         status = os.lstat(file)
+    except FileNotFoundError as error:
+        raise GateError(
+            f"the ONNX file is refused: external data {file.name[:80]!r} cannot be read: there is no such file",
+            place=path.name, hint=f"put {file.name[:80]} (its weights) beside {path.name}, as the export wrote it",
+        ) from error  # fmt: skip
     except (OSError, ValueError) as error:
         raise refused(path, f"external data {file.name[:80]!r} cannot be read: {error}") from error
     if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:

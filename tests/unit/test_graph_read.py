@@ -64,6 +64,12 @@ def test_external_data_beside_the_model_is_fine(tmp_path: Path) -> None:
     np.testing.assert_array_equal(OnnxModel(path)({"x": np.ones((2, 4), np.float32)})["y"], np.ones((2, 4)))
 
 
+def test_missing_external_data_are_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(GateError, match="no such file") as caught:
+        inspect_onnx(saved(tmp_path, external(make_model(), location="w.bin", offset="0", length="64")))
+    assert caught.value.hint.startswith("put w.bin (its weights) beside")
+
+
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
