@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from orchestrator.app.coverage import check_sizes
 from orchestrator.ascend.atc_checks import check
 from orchestrator.ascend.atc_install import find_atc
 from orchestrator.ascend.atc_options import options_from_texts
 from orchestrator.ascend.toolchains import Target, toolchain
 from orchestrator.core.errors import DeviceError, UsageError
 from orchestrator.core.files import write_json
-from orchestrator.graph.read import inspect_onnx
 from orchestrator.recipe.compile_options import CompileOptions
 from orchestrator.steps.compile import compiler
 from orchestrator.steps.compile_job import KEEP_DTYPE, MODIFY_MIXLIST, CompileJob, Skipped
@@ -119,7 +119,7 @@ def compile_file(request: CompileRequest, tell: Callable[[float, str], None]) ->
 def _job(request: CompileRequest, folder: Path, graph: Path, tell: Callable[[float, str], None]) -> CompileJob:
     if not graph.is_file():
         raise UsageError(f"there is no file {str(graph)!r}", hint="give the path of an ONNX file")
-    _check_sizes(request)
+    check_sizes(request.model, request.shapes)
     fields = options_from_texts(dict(request.options))
     if request.input_shape:
         fields["input_shape"] = request.input_shape
@@ -135,16 +135,6 @@ def _job(request: CompileRequest, folder: Path, graph: Path, tell: Callable[[flo
         graph=graph.absolute(), forecast=forecast, out=request.out.absolute(), work=(request.out / "work").absolute(),
         cache=(request.out / "work" / "cache").absolute(), tools=request.tools, tell=tell, atc=fields,
     )  # fmt: skip
-
-
-def _check_sizes(request: CompileRequest) -> None:
-    """A recipe's sizes may be for another of its inputs; what is typed for one file is for that file."""
-    inputs = inspect_onnx(request.model).inputs
-    names = dict.fromkeys(dim for item in inputs for dim in item.shape if isinstance(dim, str))
-    strange = [name for name in request.shapes if name not in names]
-    if strange:
-        hint = f"sizes that vary: {', '.join(names) or 'none'}"
-        raise UsageError(f"the graph has no size called {strange[0]!r}", place="--shape", hint=hint)
 
 
 def _kept(request: CompileRequest) -> dict[str, Path]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.core.errors import UsageError
+from orchestrator.core.errors import OrchestratorError, UsageError
 
 if TYPE_CHECKING:
     from orchestrator.graph.coverage import Coverage
@@ -38,16 +39,22 @@ class CoverageRequest:
 
 @dataclass(frozen=True, slots=True)
 class CoverageAnswer:
-    """What was found; `prepared` is None where the graph was covered as given."""
+    """What was found.
+
+    Attributes:
+        prepared: What the rewrites did; None where the graph was covered as given.
+        after: One line: what `--prepare` would make of a graph that is blocked as given; empty where it is not tried.
+    """
 
     model: Path
     coverage: Coverage
     prepared: Prepared | None
+    after: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the whole answer as one object."""
         prepared = None if self.prepared is None else self.prepared.to_json()
-        return {"model": str(self.model), **self.coverage.to_json(), "prepared": prepared}
+        return {"model": str(self.model), **self.coverage.to_json(), "prepared": prepared, "with_prepare": self.after}
 
 
 def examine(request: CoverageRequest) -> CoverageAnswer:
@@ -58,14 +65,24 @@ def examine(request: CoverageRequest) -> CoverageAnswer:
         PlanError: SoC, toolchain, precision mode or rewrite do not exist or do not fit.
         GateError: The file is refused, or a rewrite cannot be done.
     """
-    from orchestrator.graph.prepare import prepare
+    from orchestrator.graph.coverage import check_toolchain
 
     if not request.model.is_file():
         raise UsageError(f"no file {str(request.model)!r}", hint="give the path of an .onnx file")
     if not request.prepare:
         if request.shapes or request.switches:
             raise UsageError("--shape and --rewrite change the graph", hint="add --prepare")
-        return CoverageAnswer(request.model, _cover(request.model, request), None)
+        found = _cover(request.model, request)
+        return CoverageAnswer(request.model, found, None, _after(found, request))
+    check_toolchain(request.toolchain)
+    check_sizes(request.model, request.shapes)
+    found, prepared = _prepared(request)
+    return CoverageAnswer(request.model, found, replace(prepared, path=request.model))
+
+
+def _prepared(request: CoverageRequest) -> tuple[Coverage, Prepared]:
+    from orchestrator.graph.prepare import prepare
+
     with tempfile.TemporaryDirectory(prefix="orchestrate-coverage-") as folder:
         prepared = prepare(
             request.model,
@@ -76,8 +93,40 @@ def examine(request: CoverageRequest) -> CoverageAnswer:
             shapes=request.shapes,
             switches=request.switches,
         )
-        found = _cover(prepared.path, request)
-    return CoverageAnswer(request.model, found, replace(prepared, path=request.model))
+        return _cover(prepared.path, request), prepared
+
+
+def _after(found: Coverage, request: CoverageRequest) -> str:
+    """Say what the rewrites would make of a blocked graph, where any of them is meant for what blocks it."""
+    if not any(node.rewrite for node in found.offending("blocked")):
+        return ""
+    try:
+        after, _ = _prepared(request)
+    except OrchestratorError as error:
+        return f"with --prepare, as every run does: {error.message}"
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in after.counts.items() if count)
+    return f"with --prepare, as every run does: {after.verdict} ({len(after.nodes)} nodes: {counts})"
+
+
+def check_sizes(model: Path, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Hold names typed with `--shape` against the graph: a misspelt one would change nothing, without a word.
+
+    A recipe's sizes may be for another of its inputs; what is typed for one file is for that file.
+
+    Raises:
+        UsageError: No input has a dimension of that name.
+        GateError: The file is refused.
+    """
+    from orchestrator.graph.read import inspect_onnx
+
+    inputs = inspect_onnx(model).inputs if shapes else ()
+    names = dict.fromkeys(dim for item in inputs for dim in item.shape if isinstance(dim, str))
+    strange = next((name for name in shapes if name not in names), None)
+    if strange is not None:
+        near = get_close_matches(strange, names, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        hint += f"sizes that vary: {', '.join(names)}" if names else "none of its sizes varies: leave --shape out"
+        raise UsageError(f"the graph has no size called {strange[:80]!r}", place="--shape", hint=hint)
 
 
 def _cover(path: Path, request: CoverageRequest) -> Coverage:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -83,6 +84,8 @@ def _show(answer: CoverageAnswer) -> None:
     if answer.prepared is not None:
         done = ", ".join(item.rewrite for item in answer.prepared.applied) or "none was needed"
         console.print(Text(f"rewrites: {done}"))
+    if answer.after:
+        console.print(Text(answer.after))
     groups = _groups(found.offending())
     if groups:
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -98,17 +101,19 @@ def _show(answer: CoverageAnswer) -> None:
 
 
 def _groups(nodes: tuple[NodeVerdict, ...]) -> list[list[NodeVerdict]]:
-    """Put nodes with the same operator, verdict and reasons together, the worst first."""
+    """Put nodes of the same verdict, reasons and fix together, the worst first: one cause is said once."""
     groups: dict[tuple[object, ...], list[NodeVerdict]] = {}
     for node in nodes:
-        groups.setdefault((node.verdict, node.domain, node.op_type, node.reasons), []).append(node)
+        groups.setdefault((node.verdict, node.reasons, node.fix), []).append(node)
     return list(groups.values())
 
 
 def _names(nodes: list[NodeVerdict]) -> str:
-    first = nodes[0]
-    head = f"{first.domain}::{first.op_type}" if first.domain else first.op_type
-    lines = [f"{head} x{len(nodes)}" if len(nodes) > 1 else head]
+    kinds = Counter(f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in nodes)
+    heads = [f"{kind} x{count}" if count > 1 else kind for kind, count in kinds.items()]
+    if len(kinds) > 1:
+        return "\n".join((f"{len(nodes)} nodes", *(f"  {head}" for head in heads)))
+    lines = heads
     for node in nodes[:_SHOWN]:
         where = f" {node.source}" if node.source else ""
         lines.append(f"  {node.path + '/' if node.path else ''}{node.node}{where}")

@@ -108,6 +108,9 @@ def test_prepare_covers_what_the_rewrites_leave(orchestrate: Call) -> None:
         (("mlp.onnx",), 2, "none was named"),
         (("mlp.onnx", "--soc", "310P3"), 2, "did you mean Ascend310P3"),
         (("mlp.onnx", "--soc", "Ascend310P3", "--shape", "N=2"), 2, "add --prepare"),
+        (("mlp.onnx", "--soc", "Ascend310P3", "--prepare", "--shape", "NN=2"), 2, "did you mean N?"),
+        (("mlp.onnx", "--soc", "Ascend310P3", "--toolchain", "gcc"), 2, "atc, mindspore-lite, cann-ep\n"),
+        (("mlp.onnx", "--soc", "Ascend310P3", "--toolchain", "gcc", "--prepare"), 2, "mindspore-lite, cann-ep\n"),
         (("mlp.onnx", "--soc", "Ascend310P3", "--prepare", "--shape", "N=2", "--shape", "N=4"), 2, "'N' twice"),
     ],
 )
@@ -117,10 +120,25 @@ def test_what_cannot_be_asked(orchestrate: Call, args: tuple[str, ...], code: in
     assert says in done.stderr
 
 
-def test_what_the_rewrites_have_to_say_is_said(orchestrate: Call) -> None:
-    done = orchestrate("mlp.onnx", "--soc", "Ascend310P3", "--prepare", "--shape", "widht=2")
+def test_what_a_run_would_make_of_a_blocked_graph_is_said(zoo: Path, orchestrate: Call) -> None:
+    model = onnx.load(zoo / "mlp.onnx")
+    del model.opset_import[:]
+    model.opset_import.add(domain="", version=20)
+    onnx.save(model, zoo / "new.onnx")
+    done = orchestrate("new.onnx", "--soc", "Ascend310P3")
+    assert done.returncode == 1
+    assert "with --prepare, as every run does: ok (" in done.stdout
+    assert " ".join(done.stdout.split()).count("ATC reads models up to opset 18") == 1
+    assert "6 nodes" in done.stdout
+    assert json.loads(orchestrate("new.onnx", "--soc", "Ascend310P3", "--json").stdout)["with_prepare"].endswith("ok)")
+    assert not orchestrate("mlp.onnx", "--soc", "Ascend310P3").stdout.count("--prepare")
+
+
+def test_the_old_910b_is_taken_with_a_note(orchestrate: Call) -> None:
+    done = orchestrate("mlp.onnx", "--soc", "Ascend910B")
     assert done.returncode == 0
-    assert "note: no input has a dimension 'widht': its sizes change nothing" in done.stdout
+    assert "note: Ascend910B is the 910 of the first generation" in done.stdout
+    assert "generation" not in orchestrate("mlp.onnx", "--soc", "Ascend910B4").stdout
 
 
 def test_help_has_examples(orchestrate: Call) -> None:

@@ -46,19 +46,24 @@ def _atc(node: Node, question: Question) -> Finding | None:
         return None  # constants are built into the parser
     if not opsets:
         return _unregistered(node, question)
+    if not node.domain and _no_parser_at(node.opset, question):
+        return Finding(
+            "blocked",
+            f"ATC reads models up to opset {_NEWEST}, this model has {node.opset} (the parser's key must match exactly)",
+            f"export at opset {_NEWEST} or older (recipe: model.opset), or let the rewrite lower_opset do it",
+            "lower_opset",
+        )
     rewrite = rewrite_for(node, question, opset_matters=True)
     reason = (
         f"{node.op_type} is parsed in models of opset {_spans(opsets)}, this model has {node.opset} "
         "(the key must match exactly)"
     )
-    if node.opset > _NEWEST:
-        return Finding(
-            "blocked",
-            reason,
-            "export at opset 18 or older (recipe: model.opset), or let the rewrite lower_opset do it",
-            "lower_opset",
-        )
     return Finding("blocked", reason, advice(rewrite, f"export at one of opset {_spans(opsets)}"), rewrite)
+
+
+def _no_parser_at(opset: int, question: Question) -> bool:
+    """Whether the model's opset alone is in the way, so that all its nodes have one cause."""
+    return opset > _NEWEST and not any(known == opset and not domain for domain, known, _ in question.parsers or ())
 
 
 def _unregistered(node: Node, question: Question) -> Finding:
