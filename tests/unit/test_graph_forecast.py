@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from orchestrator.ascend.precision import policy
 from orchestrator.core.errors import PlanError, UserCodeError
 from orchestrator.graph.forecast.batches import Batches, fitted, synthetic
+from orchestrator.graph.forecast.cost import Cost
 from orchestrator.graph.forecast.files import write_forecast
 from orchestrator.graph.forecast.forecast import forecast
 from orchestrator.graph.forecast.mask import open_mask_session
@@ -371,6 +372,28 @@ def test_the_search_ends_in_the_smallest_list_that_passes() -> None:
     assert {one.tensor for one in chosen} == needed
     chosen, passed = Search(lambda nodes: Probe(float("c" in nodes), False)).find(candidates)
     assert not passed
+
+
+def test_movement_between_kept_nodes_is_kept_with_them(tmp_path: Path) -> None:
+    s = Sketch(4)
+    h = s.op("MatMul", s.input("x", ["N", 4, 8]), s.random(8, 8), name="first")
+    h = s.op("Reshape", h, s.ints(0, 8, 4), name="reshape")
+    h = s.op("Transpose", h, perm=[0, 2, 1], name="transpose")
+    h = s.op("MatMul", h, s.random(8, 8), name="second")
+    s.op("Transpose", h, perm=[0, 2, 1], name="last", out="y")
+    s.output("y", ["N", 8, 4])
+    graph = ZooGraph(s.model(), {"x": _normal(6, 4, 8)}, False)
+    found = foresee(tmp_path, graph, "Ascend910B4", thresholds=Thresholds(100.0, None))
+    assert found.verdict == "ok"  # one node that is left out would round everything again
+    assert set(found.keep.nodes) >= {"first", "reshape", "transpose", "second"}
+    assert all(one.reasons for one in found.keep.should)
+    assert found.after.cost.casts_added >= 0
+    assert found.after.cost.casts_removed >= 0
+
+
+def test_casts_that_vanish_are_said_to_be_removed() -> None:
+    assert Cost(3, 1.0, 0, 2, -40).casts == "2 removed"
+    assert Cost(3, 1.0, 2, 0, 40).casts == "2 added"
 
 
 def test_weights_are_shared_and_big_constants_lifted(tmp_path: Path) -> None:

@@ -23,14 +23,20 @@ class Cost:
     Attributes:
         nodes: Number kept.
         flops_share: Share of the model's operations that run in fp32.
-        casts_added: Casts that the borders need beyond those of the mode alone; negative where borders vanish.
-        bytes_added: Bytes that wider tensors and those casts move.
+        casts_added, casts_removed: How many more casts, or fewer, the borders need than those of the mode alone.
+        bytes_added: Bytes that wider tensors and those casts move beyond what the mode alone does; negative: fewer.
     """
 
     nodes: int
     flops_share: float
     casts_added: int
+    casts_removed: int
     bytes_added: int
+
+    @property
+    def casts(self) -> str:
+        """The casts in words."""
+        return f"{self.casts_removed} removed" if self.casts_removed else f"{self.casts_added} added"
 
     def to_json(self) -> dict[str, object]:
         """Return all fields."""
@@ -50,7 +56,8 @@ class Prices:
         """Return the cost of keeping `keep`."""
         casts, moved = _casts(self._space, plan_edges(self._space.model, self._policy, keep))
         share = sum(self.flops.get(name, 0.0) for name in keep) / self._total
-        return Cost(len(set(keep)), share, casts - self._base[0], moved - self._base[1])
+        more = casts - self._base[0]
+        return Cost(len(set(keep)), share, max(0, more), max(0, -more), moved - self._base[1])
 
 
 def _casts(space: Workspace, edges: Edges) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from orchestrator.ascend.precision import Policy
 from orchestrator.graph.forecast.batches import Batches
 from orchestrator.graph.forecast.cost import Prices
 from orchestrator.graph.forecast.mask import open_mask_session
+from orchestrator.graph.forecast.moves import Moves
 from orchestrator.graph.forecast.must import Unit, must_units, next_broken, sensitive_tensors
 from orchestrator.graph.forecast.pieces import Pieces, readers, take_apart
 from orchestrator.graph.forecast.predict import Model
@@ -34,6 +35,14 @@ _SHARE_OF_ROUND: Final = 0.6
 """Of the time that is left, what one round may use: samples that fail its answer need another."""
 _WORTH_DB: Final = 0.5
 """What a list must gain to be worth naming although the thresholds are not met."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a search chose, and the nodes to keep for it: those of the candidates, and the movement between them."""
+
+    chosen: Sequence[Candidate] = ()
+    names: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)
@@ -93,15 +102,15 @@ class Keeper:
         self._point((), self.before)
         if must:
             self._point(must, metrics)
-        chosen: list[Candidate] = []
+        found = _Found()
         if not self._passes(metrics):
             self.say("should-keep: searching for what the thresholds need")
-            chosen = self._should(pieces, must, metrics)
-        should = sorted({name for one in chosen for name in one.nodes} - set(must), key=self._position)
+            found = self._should(pieces, must, metrics)
+        should = sorted(found.names - set(must), key=self._position)
         return KeepList(
             "auto",
             must=tuple(self.kept(name, "must", _reasons(name, units)) for name in must),
-            should=tuple(self.kept(name, "should", _worths(name, chosen)) for name in should),
+            should=tuple(self.kept(name, "should", _worths(name, found.chosen)) for name in should),
             units=tuple(units),
             cannot=tuple(one for one in units if one.stuck),
             points=tuple(self.points),
@@ -142,43 +151,56 @@ class Keeper:
         share = sum(self.prices.flops.get(name, 0.0) for name in keep) / total
         self.points.append(Point(len(set(keep)), share, worst_db(metrics), self._passes(metrics)))
 
-    def _should(self, pieces: Pieces, must: list[str], metrics: Mapping[str, OutputMetrics]) -> list[Candidate]:
+    def _should(self, pieces: Pieces, must: list[str], metrics: Mapping[str, OutputMetrics]) -> _Found:
         """Search on the worst samples, confirm on all; samples that then fail join the search."""
         candidates = self._candidates(pieces, set(must))
         if not candidates:
-            return []
+            return _Found()
+        nodes = self.space.graph.node
+        moves = Moves(pieces, lambda index: self._free(nodes[index]))
         rows = _worst_rows(metrics, self.batches.count)
         outputs = Model(self.space, self.batches, self.policy, must)(self.batches.samples)
         until = time.monotonic() + self.search_s
         order = _row_order(self.reference, outputs, self.batches.count)
-        best: list[Candidate] = []
+        best = _Found()
         reached = worst_db(metrics) + _WORTH_DB
         for count in (_SEARCH_SAMPLES, 4 * _SEARCH_SAMPLES, self.batches.count):
             rows = sorted({*rows, *order[:count]})
             left = until - time.monotonic()
-            chosen, found = self._search(pieces, must, candidates, rows, time.monotonic() + left * _SHARE_OF_ROUND)
-            keep = [*must, *{name for one in chosen for name in one.nodes}]
+            round_s = time.monotonic() + left * _SHARE_OF_ROUND
+            chosen, found = self._search(pieces, must, candidates, moves, rows, round_s)
+            names = {name for one in chosen for name in one.nodes}
+            here = _Found(chosen, frozenset(names | moves.between(names.union(must))))
+            keep = {*must, *here.names}
             final = self.measure(keep)
             self._point(keep, final)
             if self._passes(final):
-                return chosen
+                return here
             if worst_db(final) > reached:
-                best, reached = chosen, worst_db(final)
+                best, reached = here, worst_db(final)
             if not found or len(rows) >= self.batches.count or time.monotonic() >= until:
                 break
             rows += _worst_rows(final, self.batches.count)
         return best
 
     def _search(
-        self, pieces: Pieces, must: list[str], candidates: Sequence[Candidate], rows: list[int], until: float
+        self,
+        pieces: Pieces,
+        must: list[str],
+        candidates: Sequence[Candidate],
+        moves: Moves,
+        rows: list[int],
+        until: float,
     ) -> tuple[list[Candidate], bool]:
         per_sample = all(value.shape[:1] == (self.batches.count,) for value in self.reference.values())
         part, picked = self.batches.chosen(rows) if per_sample else (self.batches, list(range(self.batches.count)))
         reference = {name: value[picked] if per_sample else value for name, value in self.reference.items()}
-        names = sorted({name for one in candidates for name in one.nodes} - set(must), key=self._position)
+        all_names = {name for one in candidates for name in one.nodes}.union(must)
+        names = sorted((all_names | moves.between(all_names)) - set(must), key=self._position)
         session = open_mask_session(self.space, pieces, must=must, candidates=names, batches=part, reference=reference)
 
         def probe(nodes: frozenset[str]) -> Probe:
+            nodes |= moves.between(nodes.union(must))
             metrics = session.metrics(nodes)
             self._point({*must, *nodes}, metrics)
             return Probe(worst_db(metrics), self._passes(metrics))
@@ -241,8 +263,9 @@ def _reasons(name: str, units: Sequence[Unit]) -> tuple[str, ...]:
 
 
 def _worths(name: str, chosen: Sequence[Candidate]) -> tuple[str, ...]:
-    return tuple(
+    worths = tuple(
         f"keeps {one.tensor} in fp32: {-10 * math.log10(max(one.damage, 1e-40)):.1f} dB of local damage"
         for one in chosen
         if name in one.nodes
     )
+    return worths or ("moves data between nodes that are kept, so that it is not rounded on the way",)

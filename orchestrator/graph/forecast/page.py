@@ -95,8 +95,8 @@ def _before_after(forecast: Forecast) -> str:
     rows += [
         ("nodes in fp32", forecast.before.cost.nodes, cost.nodes, ""),
         ("operations in fp32", "0 %", f"{cost.flops_share:.2%}", ""),
-        ("casts added", 0, cost.casts_added, ""),
-        ("bytes added", 0, f"{cost.bytes_added:,}", ""),
+        ("casts", "", cost.casts, ""),
+        ("bytes moved", "", f"{abs(cost.bytes_added):,} {'fewer' if cost.bytes_added < 0 else 'more'}", ""),
     ]
     least = [
         f"{name}: {'none' if m is None else ', '.join(f'{k} {v:g}' for k, v in m.items())}"
