@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import zipfile
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -76,7 +78,6 @@ def foresee(request: ForecastRequest, progress: Callable[[float, str], None]) ->
 
 def _run(request: ForecastRequest, folder: Path, progress: Callable[[float, str], None]) -> Forecast:
     from orchestrator.ascend.precision import policy
-    from orchestrator.graph.forecast.batches import fitted
     from orchestrator.graph.forecast.forecast import forecast
     from orchestrator.graph.read import inspect_onnx
     from orchestrator.graph.verdict import thresholds_for
@@ -84,7 +85,7 @@ def _run(request: ForecastRequest, folder: Path, progress: Callable[[float, str]
     rules = policy(request.soc, request.precision, accumulate=request.accumulate)
     graph = _graph(request, folder)
     inputs = inspect_onnx(graph).inputs
-    samples = None if request.samples is None else fitted(_samples(request.samples, request.count, inputs), inputs)
+    samples = None if request.samples is None else _samples(request.samples, request.count, inputs)
     asked = _limits(request)
     return forecast(
         graph,
@@ -123,6 +124,29 @@ def _graph(request: ForecastRequest, folder: Path) -> Path:
 
 
 def _samples(where: str, count: int, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
+    """Return the samples as the graph takes them; what is wrong with a file is a wrong option, not the user's code.
+
+    Raises:
+        UsageError: The file is not readable or does not fit, or a sample has NaN or infinity.
+        UserCodeError: The callable failed, or what it gave does not fit.
+    """
+    from orchestrator.graph.forecast.batches import Batches, fitted, nonfinite
+
+    given = _given(where, count, inputs)
+    takes = f"the graph takes {', '.join(map(str, inputs))}; axis 0 is the sample"
+    try:
+        samples = fitted(given, inputs)
+        Batches(inputs, samples, size=1)
+    except UserCodeError as error:
+        family = UsageError if where.endswith(".npz") else UserCodeError
+        raise family(f"{where}: {error.message}", hint=takes) from error
+    bad = nonfinite(given) or nonfinite(samples)
+    if bad is not None:
+        raise UsageError(f"{where}: {bad}", hint="correct or leave out such samples: on them no network can be judged")
+    return samples
+
+
+def _given(where: str, count: int, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
     if where.endswith(".npz"):
         return _read_npz(Path(where))
     if ":" not in where:
@@ -134,9 +158,9 @@ def _samples(where: str, count: int, inputs: Sequence[TensorSpec]) -> dict[str, 
 
 def _read_npz(path: Path) -> dict[str, Array]:
     try:
-        with np.load(path, allow_pickle=False) as found:
+        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as found:
             return {name: found[name] for name in found.files}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise UsageError(
             f"cannot read {str(path)!r}: {error}", hint="write it with numpy.savez(input=array)"
         ) from error
@@ -144,10 +168,10 @@ def _read_npz(path: Path) -> dict[str, Array]:
 
 def _called(entrypoint: str, count: int, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
     """Call `samples(n)`: an iterator of {input: array} with a leading axis, or one mapping with all samples."""
-    from orchestrator.steps.user_code import load_entrypoint, user_code
+    from orchestrator.steps.user_code import user_code
 
-    function = load_entrypoint(entrypoint, Path.cwd())
-    with user_code(entrypoint, Path.cwd()):
+    function = _function("--samples", entrypoint)
+    with _own_words(), user_code(entrypoint, Path.cwd()):
         given: Any = function(count)
         rows: list[Any] = [given] if isinstance(given, Mapping) else list(itertools.islice(given, count))
     wanted = [spec.name for spec in inputs]
@@ -160,13 +184,47 @@ def _called(entrypoint: str, count: int, inputs: Sequence[TensorSpec]) -> dict[s
     return {name: np.concatenate([np.asarray(row[name]) for row in rows]) for name in wanted}
 
 
-def _evaluate(entrypoint: str) -> Evaluate:
-    from orchestrator.steps.user_code import load_entrypoint, user_code
+def _function(option: str, entrypoint: str) -> Callable[..., Any]:
+    """Return the function that an option names.
 
-    function = load_entrypoint(entrypoint, Path.cwd())
+    Raises:
+        UsageError: There is no such module.
+        UserCodeError: Importing it failed, or it has no such function.
+    """
+    from orchestrator.steps.user_code import load_entrypoint
+
+    module = entrypoint.partition(":")[0]
+    try:
+        with _own_words():
+            return load_entrypoint(entrypoint, Path.cwd())
+    except UserCodeError as error:
+        absent = error.__cause__
+        if isinstance(absent, ModuleNotFoundError) and absent.name and f"{module}.".startswith(f"{absent.name}."):
+            raise UsageError(
+                f"{option} {entrypoint!r}: no module {absent.name!r} in {Path.cwd()}",
+                hint=f"{absent.name}.py must lie in the folder where the command runs, or be installed",
+            ) from error
+        raise
+
+
+@contextmanager
+def _own_words() -> Generator[None]:
+    """Let the user's failing code be told without the recipe and the steps that this verb does not have."""
+    try:
+        yield
+    except UserCodeError as error:
+        if error.details.get("traceback"):
+            error.hint = f"correct {error.place or 'that code'} and run again"
+        raise
+
+
+def _evaluate(entrypoint: str) -> Evaluate:
+    from orchestrator.steps.user_code import user_code
+
+    function = _function("--evaluate", entrypoint)
 
     def evaluate(predict: Any) -> Mapping[str, float]:
-        with user_code(entrypoint, Path.cwd()):
+        with _own_words(), user_code(entrypoint, Path.cwd()):
             found = function(predict)
         if not isinstance(found, Mapping) or not found:
             raise UserCodeError(f"{entrypoint} returned {found!r:.80}, expected a mapping of metrics")

@@ -32,11 +32,15 @@ def forecast(  # noqa: PLR0913, PLR0917  one parameter per option
     ] = "fp16",
     samples: Annotated[
         str | None,
-        typer.Option(metavar="FILE.npz|MODULE:CALLABLE", help="Real inputs by name, axis 0 = sample; else synthetic."),
+        typer.Option(
+            metavar="FILE.npz|MODULE:CALLABLE",
+            help="Real inputs by name, axis 0 = sample; else synthetic. MODULE is looked for in the current folder, then among what is installed; CALLABLE(count) yields {input: array}. Floats of another width are converted.",
+        ),
     ] = None,
     samples_count: Annotated[int, typer.Option(min=1, help="How many samples to ask a callable for.")] = 64,
     evaluate: Annotated[
-        str | None, typer.Option(metavar="MODULE:CALLABLE", help="evaluate(predict) -> {metric: float}.")
+        str | None,
+        typer.Option(metavar="MODULE:CALLABLE", help="evaluate(predict) -> {metric: float}; found as in --samples."),
     ] = None,
     keep: Annotated[
         str, typer.Option(metavar="auto|none|NODE,NODE…", help="What stays in fp32; auto finds the list.")
@@ -106,10 +110,10 @@ def _show(found: Forecast, out: Path | None, html: Path | None) -> None:
         print(f"  {reason}")
     rows = [
         (name, f"{numbers.sqnr_db:.1f} dB", f"{numbers.cosine:.6f}", "" if numbers.top1 is None else f"{numbers.top1:.2%}",
-         numbers.cost.nodes, f"{numbers.cost.flops_share:.2%}", numbers.cost.casts_added)
+         numbers.cost.nodes, f"{numbers.cost.flops_share:.2%}", numbers.cost.casts)
         for name, numbers in (("nothing kept", found.before), ("with the list", found.after))
     ]  # fmt: skip
-    print_table(("", "SQNR", "cosine", "top-1", "nodes kept", "operations", "casts added"), rows)
+    print_table(("", "SQNR", "cosine", "top-1", "nodes kept", "operations", "casts"), rows)
     for name, value in found.after.task.items():
         print(
             f"{name}: fp32 {found.reference_task[name]:g}, as it is {found.before.task[name]:g}, with the list {value:g}"

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from orchestrator.ascend.precision import Policy, policy
-from orchestrator.core.errors import GateError
+from orchestrator.core.errors import GateError, UserCodeError
 from orchestrator.core.files import write_json
-from orchestrator.graph.forecast.batches import fitted
+from orchestrator.graph.forecast.batches import fitted, nonfinite
 from orchestrator.graph.forecast.files import write_forecast
 from orchestrator.graph.forecast.forecast import forecast
 from orchestrator.graph.forecast.result import Forecast, Numbers
@@ -33,7 +33,7 @@ def run(ctx: StepContext) -> StepResult:
     """Rewrite the graph for the target, judge its operators, foresee its numbers, choose what stays in fp32.
 
     Raises:
-        UserCodeError: `samples` or `evaluate` failed.
+        UserCodeError: `samples` or `evaluate` failed, or a sample has NaN or infinity.
         PlanError: The target asks for what its SoC does not have.
         GateError: An operator does not convert, or the forecast says no; `details` name every node behind it.
     """
@@ -83,6 +83,10 @@ def _graph(ctx: StepContext, check: TargetCheck, source: Path) -> Path:
 
 def _forecast(ctx: StepContext, target: Mapping[str, Any], graph: Path, rules: Policy) -> Forecast:
     given = real_samples(ctx, inspect_onnx(model_file(ctx.inputs["onnx"])).inputs) if ctx.spec.get("samples") else None
+    bad = None if given is None else nonfinite(given)
+    if bad is not None:
+        hint = "correct or leave out such samples: on them no network can be judged"
+        raise UserCodeError(f"{ctx.spec['samples']}: {bad}", place=ctx.step, hint=hint)
     samples = None if given is None else fitted(given, inspect_onnx(graph).inputs)
     entrypoint = ctx.spec.get("evaluate")
 
@@ -123,6 +127,7 @@ def _metrics(found: Forecast) -> dict[str, float]:
         "cannot_keep": float(len(found.keep.cannot)),
         "cost_flops_share": cost.flops_share,
         "casts_added": float(cost.casts_added),
+        "casts_removed": float(cost.casts_removed),
         "bytes_added": float(cost.bytes_added),
     }
     for name, value in after.task.items():

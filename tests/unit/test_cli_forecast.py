@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from orchestrator.cli.main import main
 from tests.support.zoo import ZOO, ZooGraph
@@ -91,6 +93,62 @@ def test_a_limit_that_is_missed_is_a_no(trap: ZooGraph, capsys: pytest.CaptureFi
     assert any("asked 200 dB" in reason for reason in found["reasons"])
     code, found = answer(capsys, *given, "--min-cosine", "1")
     assert (code, found["verdict"]) == (1, "no")
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda x: np.where(np.arange(len(x))[:, None] == 1, np.nan, x), "sample 1: input '{name}' has NaN"),
+        (lambda x: np.where(np.arange(len(x))[:, None] == 0, np.inf, x), "sample 0: input '{name}' has infinity"),
+        (lambda x: x[:, :-1], "axis 1"),
+        (lambda x: x.astype(np.int64), "int64"),
+    ],
+)
+def test_wrong_samples_of_a_file_are_named(
+    trap: ZooGraph, capsys: pytest.CaptureFixture[str], change: Callable[[Any], Any], text: str
+) -> None:
+    (name,) = trap.samples
+    np.savez("wrong.npz", **{name: change(trap.samples[name])})
+    code, found = answer(capsys, "model.onnx", "--samples", "wrong.npz")
+    assert (code, found["error"]) == (2, "UsageError")
+    assert found["message"].startswith("wrong.npz: ")
+    assert text.format(name=name) in found["message"]
+    assert "recipe" not in found["hint"]
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", "npy"])
+def test_a_file_that_is_no_npz_is_a_usage_error(
+    trap: ZooGraph, capsys: pytest.CaptureFixture[str], content: bytes | str
+) -> None:
+    with Path("odd.npz").open("wb") as file:
+        np.save(file, np.zeros(3)) if isinstance(content, str) else file.write(content)
+    code, found = answer(capsys, "model.onnx", "--samples", "odd.npz")
+    assert code == 2
+    assert "odd.npz" in found["message"]
+
+
+def test_a_module_that_is_not_there_says_where_it_is_looked_for(
+    trap: ZooGraph, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code, found = answer(capsys, "model.onnx", "--samples", "no_such_module_here:samples")
+    assert (code, found["place"]) == (2, "")
+    assert str(tmp_path) in found["message"]
+    assert "no_such_module_here.py" in found["hint"]
+    Path("failing_data.py").write_text("def samples(n):\n    raise ValueError('boom')\n")
+    code, found = answer(capsys, "model.onnx", "--samples", "failing_data:samples")
+    assert code == 6
+    assert found["place"].endswith("failing_data.py:2")
+    assert "steps" not in found["hint"]
+
+
+def test_a_file_in_fp16_is_refused_by_name(trap: ZooGraph, capsys: pytest.CaptureFixture[str]) -> None:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT16, ["N", 4])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT16, ["N", 4])
+    graph = helper.make_graph([helper.make_node("Exp", ["x"], ["y"], name="exp")], "half", [x], [y])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), "half.onnx")
+    code, found = answer(capsys, "half.onnx")
+    assert code == 1
+    assert found["message"] == "half.onnx is in fp16 already; a forecast needs the same model in fp32"
 
 
 @pytest.mark.parametrize(

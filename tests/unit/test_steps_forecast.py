@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from orchestrator.core.errors import GateError
+from orchestrator.core.errors import GateError, UserCodeError
 from orchestrator.graph.read import inspect_onnx, write_onnx_json
 from orchestrator.graph.run_onnx import OnnxModel
 from orchestrator.graph.verdict import PRECISION_SQNR_DB
@@ -108,6 +109,16 @@ def test_a_default_that_is_nearly_met_only_warns(tmp_path: Path, monkeypatch: py
     done = run(context(tmp_path, ZOO["mlp"](), {"keep": "none"}, unasked))
     assert done.facts["verdict"] == "warn"
     assert any("asked 90 dB" in reason for reason in done.facts["reasons"])
+
+
+def test_a_sample_with_nan_is_named(tmp_path: Path) -> None:
+    graph = ZOO["mlp"]()
+    ((name, values),) = graph.samples.items()
+    values = values.copy()
+    values[2, 0] = np.nan
+    ctx = context(tmp_path, dataclasses.replace(graph, samples={name: values}), {})
+    with pytest.raises(UserCodeError, match=f"foreseen:samples: sample 2: input '{name}' has NaN"):
+        run(ctx)
 
 
 def test_a_batch_that_the_target_fixes_is_filled(tmp_path: Path) -> None:

@@ -113,6 +113,19 @@ def fitted(samples: Mapping[str, Array], inputs: Sequence[TensorSpec]) -> dict[s
     return found
 
 
+def nonfinite(samples: Mapping[str, Array]) -> str | None:
+    """Return where the first NaN or infinity is, for the message: on such inputs no network can be judged."""
+    for name, value in samples.items():
+        array = np.asarray(value)
+        bad = ~np.isfinite(array) if array.dtype.kind == "f" else np.zeros(0, bool)
+        if not bad.any():
+            continue
+        place = np.unravel_index(int(np.argmax(bad)), bad.shape)
+        what = "NaN" if np.isnan(array[place]) else "infinity"
+        return f"sample {place[0]}: input {name!r} has {what}" if place else f"input {name!r} is {what}"
+    return None
+
+
 def synthetic(inputs: Sequence[TensorSpec], *, count: int = SYNTHETIC_SAMPLES, seed: int = 1) -> dict[str, Array]:
     """Return random samples: standard normal floats, integers 0 and 1. Good for finding crashes, not for a verdict."""
     random = np.random.default_rng(seed)

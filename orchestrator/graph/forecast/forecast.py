@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
+from onnx import TensorProto
 
 from orchestrator.ascend.precision import Policy
 from orchestrator.core.errors import GateError, UserCodeError
@@ -40,6 +41,7 @@ Progress = Callable[[float, str], None]
 BATCH_BYTES: Final = 8 << 20
 """Largest tensor of a batch: small enough that its statistics find it in the cache."""
 _MOST_AT_ONCE: Final = 16
+_HALVES: Final = {TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
 
 
 @dataclass(slots=True)
@@ -126,9 +128,24 @@ def forecast(  # noqa: PLR0913  keyword-only, each a thing of its own
     told = progress or _quiet
     with tempfile.TemporaryDirectory(prefix="forecast-", dir=scratch) as folder:
         space = open_workspace(path, Path(folder), threads=threads)
+        _check_fp32(space, name or path.name)
         batches = choose_size(space, Batches(info.inputs, given, size=1))
         run = _Run(name or path.name, policy, thresholds, frozenset(limits), space, batches, evaluate, told)
         return _forecast(run, keep, synthetic_samples=samples is None)
+
+
+def _check_fp32(space: Workspace, name: str) -> None:
+    """Refuse a file that is in 16 bits already, and one that computes no float at all: nothing there would be rounded."""
+    made = [space.types.get(output) for node in space.graph.node for output in node.output if output]
+    if TensorProto.FLOAT in made:
+        return
+    low = next((text for kind, text in _HALVES.items() if kind in made), None)
+    if low is not None:
+        raise GateError(
+            f"{name} is in {low} already; a forecast needs the same model in fp32",
+            hint="export it in fp32: the precision mode decides what becomes 16 bits",
+        )
+    raise GateError(f"{name} computes nothing in fp32", hint="there is nothing that a precision mode would round")
 
 
 def _quiet(_done: float, _text: str) -> None:
