@@ -26,12 +26,14 @@ from orchestrator.serving.proto import load_messages
 
 PROTO = Path(__file__).parents[2] / "orchestrator" / "serving"
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
+LIMIT = 80
+"""More than one stream may have under way, so that a stream alone never finds the queue full."""
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServingSite]:
     folder = tmp_path_factory.mktemp("grpc")
-    site = ServingSite(folder / "site", queue_limit=4)
+    site = ServingSite(folder / "site", queue_limit=LIMIT)
     try:
         site.start_router()
         site.start_agent()
@@ -262,8 +264,10 @@ def test_a_deadline_is_kept_and_a_cancelled_call_leaves_the_queue(site: ServingS
 
     index = triton.InferInput("index", [1], "INT64").set_data_from_numpy(np.array([1]))
     with frozen(site, "gather"):
-        calls = [client.async_infer("gather", [index], callback=lambda *_: None) for _ in range(6)]
-        site.wait(lambda: queued() == 4, 5, "the queue is full")
+        calls = [
+            client.async_infer("gather", [index], callback=lambda *_: None) for _ in range(LIMIT + 2)
+        ]  # the replica holds two
+        site.wait(lambda: queued() == LIMIT, 10, "the queue is full")
         with pytest.raises(InferenceServerException, match="RESOURCE_EXHAUSTED"):
             client.infer("gather", [index])
         for call in calls:
