@@ -56,9 +56,18 @@ def compile_(  # noqa: PLR0913, PLR0917  one parameter per option
     out: Annotated[Path | None, typer.Option(help="Folder of the result; MODEL.SOC.FORMAT/ when not given.")] = None,
     timeout: Annotated[str, typer.Option(help="Limit of one attempt, e.g. 45m.")] = "30m",
     prepare: Annotated[
-        bool, typer.Option("--prepare/--no-prepare", help="Apply the toolchain's rewrites first.")
+        bool,
+        typer.Option(
+            "--prepare/--no-prepare", help="Apply the toolchain's rewrites first; their graph stays in OUT/graph."
+        ),
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print ATC's exact command and start nothing.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print ATC's exact command and start nothing; a run has its output and report in OUT/work until proved.",
+        ),
+    ] = False,
     environment: Environment = None,
     as_json: Json = False,
 ) -> None:
@@ -139,6 +148,8 @@ def _show_command(shown: dict[str, Any]) -> None:
     import shlex
 
     print(shlex.join(shown["command"]))
+    if shown["prepared"]:
+        print(f"prepared graph: {shown['graph']}", file=sys.stderr)
     if shown["atc"] is None:
         print("note: there is no ATC here", file=sys.stderr)
     for warning in shown["warnings"]:
@@ -154,6 +165,8 @@ def _show(made: dict[str, Any]) -> None:
     )
     for file in made["files"]:
         print(f"{file['path']}  {format_bytes(file['size_bytes'])}")
+    if made["prepared"]:
+        print(f"prepared graph: {made['graph']}")
     host = made["facts"].get("host")
     if host:
         print(f"it loads on {host} only")

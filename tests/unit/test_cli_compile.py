@@ -7,12 +7,16 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from support.fake_atc import FakeAtc
 
+from orchestrator.app.compile import CompileRequest, way_out
 from orchestrator.cli.main import main
+
+SIZES = ("--shape", "batch=1", "--shape", "words=16")
 
 
 @pytest.fixture
@@ -66,6 +70,7 @@ def test_dry_run_prints_the_exact_command(
         "atc", "--mode=0", "--framework=5", f"--model={model}", f"--output={tmp_path}/o/model", "--soc_version=Ascend310P3",
         "--input_shape=ids:-1,16;mask:-1,16", "--dynamic_batch_size=1,4", "--precision_mode_v2=fp16",
         f"--keep_dtype={tmp_path}/keep.cfg", "--is_weight_clip=0", "--oo_level=O1",
+        f"--check_report={tmp_path}/o/check_result.json",
     ]  # fmt: skip
     assert "no ATC here" in err
     assert not (tmp_path / "o").exists()
@@ -87,6 +92,81 @@ def test_compiles(capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Pat
     )
     assert code == 0
     assert "loads on linux_x86_64 only" in out or "loads on linux_aarch64 only" in out
+
+
+def test_the_prepared_graph_is_kept_and_the_dry_run_names_it(
+    capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path
+) -> None:
+    fake = FakeAtc.install(tmp_path / "cann")
+    arguments = (model, "--soc", "Ascend310P3", *SIZES, "--prepare", "--out", "o", "--atc", fake.program)
+    code, out, err = call(capsys, *arguments, "--dry-run")
+    graph = tmp_path / "o/graph/model.onnx"
+    assert (code, f"prepared graph: {Path('o/graph/model.onnx')}" in err, fake.starts()) == (0, True, [])
+    assert [dim.dim_value for dim in onnx.load(graph).graph.input[0].type.tensor_type.shape.dim] == [1, 16]
+    shown = shlex.split(out)
+    assert f"--model={graph}" in shown
+    graph.unlink()
+    code, made = answer(capsys, *arguments)
+    assert (code, made["graph"], graph.is_file()) == (0, "o/graph/model.onnx", True)
+    assert [Path(file["path"]).as_posix() for file in made["files"]] == ["o/model.om"]
+    ran = fake.starts()[0]["argv"]
+    places = ("--output=", "--check_report=")  # private until the .om is proved
+    assert [word for word in ran if not word.startswith(places)] == [
+        word for word in shown[1:] if not word.startswith(places)
+    ]
+    assert [word.partition("=")[0] for word in ran] == [word.partition("=")[0] for word in shown[1:]]
+
+
+def test_a_missing_compiler_says_what_to_install(capsys: pytest.CaptureFixture[str], model: Path) -> None:
+    for kind, says in (("om", "--atc"), ("mindir", "tools.mindspore_lite_python"), ("onnx", "tools.onnxruntime_cann")):
+        code, error = answer(capsys, model, "--soc", "Ascend310P3", *SIZES, "--format", kind)
+        assert code == 3
+        assert error["hint"].startswith("install CANN on this machine and source its set_env.sh")
+        assert says in error["hint"]
+        assert ("--atc" in error["hint"]) is (kind == "om")
+
+
+def test_the_cpu_form_of_a_mindir_is_named_with_its_path(model: Path, tmp_path: Path) -> None:
+    request = CompileRequest(
+        model, "mindir", "Ascend310P3", "fp16", {}, "", {}, None, tmp_path, {"mindspore_lite_python": "python"}, None
+    )
+    assert "CPU form" not in way_out(request)
+    (tmp_path / "model.mindir").touch()
+    assert way_out(request).endswith(f"; the CPU form is {tmp_path / 'model.mindir'}")
+
+
+def test_the_list_of_nodes_is_held_against_graph_and_soc(
+    capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path
+) -> None:
+    keep = tmp_path / "keep.cfg"
+    common = (model, "--soc", "Ascend310P3", *SIZES, "--keep", keep, "--dry-run")
+    keep.write_text("# mine\nadd\nOpType::Cast\n")
+    assert answer(capsys, *common)[1]["warnings"] == []
+    keep.write_text("add\nadd_1\nrelu\n")
+    code, error = answer(capsys, *common)
+    assert (code, error["message"]) == (2, "2 of the 3 nodes to keep are not in the graph: add_1, relu")
+    assert error["hint"].startswith("did you mean add? ")
+    assert "add --prepare" in error["hint"]
+    assert "of this graph" in answer(capsys, *common, "--prepare")[1]["hint"]
+    code, error = answer(capsys, *common[:-2], tmp_path)
+    assert (code, "no keep_dtype.cfg" in error["message"]) == (2, True)
+
+
+def test_a_node_without_a_float32_kernel_cannot_be_kept(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    weights = numpy_helper.from_array(np.ones((4, 3, 3, 3), np.float32), "w")
+    nodes = [helper.make_node("Conv", ["x", "w"], ["c"], name="conv"), helper.make_node("Relu", ["c"], ["y"], name="r")]
+    value = helper.make_tensor_value_info
+    ends = ([value("x", TensorProto.FLOAT, [1, 3, 8, 8])], [value("y", TensorProto.FLOAT, [1, 4, 6, 6])])
+    made = helper.make_model(
+        helper.make_graph(nodes, "g", *ends, [weights]), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    )
+    onnx.save(made, tmp_path / "conv.onnx")
+    (tmp_path / "keep.cfg").write_text("conv\nr\n")
+    common = ("conv.onnx", "--keep", "keep.cfg", "--dry-run", "--soc")
+    said = answer(capsys, *common, "Ascend310P3")[1]["warnings"]
+    assert said == ["--keep: Ascend310P3 has no float32 kernel of Conv: it cannot keep conv"]
+    assert answer(capsys, *common, "Ascend910B4")[1]["warnings"] == []
+    assert answer(capsys, *common, "Ascend910B")[1]["warnings"][-1].startswith("Ascend910B is the 910 of the first")
 
 
 def test_a_folder_of_a_forecast(capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path) -> None:
@@ -112,9 +192,6 @@ def test_a_folder_of_a_forecast(capsys: pytest.CaptureFixture[str], model: Path,
     argv = " ".join(fake.starts()[0]["argv"])
     assert "--keep_dtype=" in argv
     assert "--modify_mixlist=" in argv
-
-
-SIZES = ("--shape", "batch=1", "--shape", "words=16")
 
 
 @pytest.mark.parametrize(
