@@ -104,6 +104,7 @@ def _forecast(ctx: StepContext, target: Mapping[str, Any], graph: Path, rules: P
         keep=cast("Literal['auto', 'none'] | list[str]", target.get("keep") or "auto"),
         scratch=ctx.work,
         progress=lambda done, text: ctx.events.progress(round(100 * done), 100, text),
+        name=f"{ctx.recipe_dir.resolve().name}, target {target['name']}: {graph.name}",
     )
 
 

@@ -82,6 +82,7 @@ def test_the_step_leaves_graph_twin_and_report(tmp_path: Path) -> None:
     plain = OnnxModel(done.outputs["graph"].folder / "model.onnx")(graph.samples)["logits"]
     noise = 10 * np.log10(np.sum(plain**2) / np.sum((plain - twin) ** 2))
     assert noise > 55  # the twin that goes on is the one with the keep list
+    assert "<title>recipe, target npu: model.onnx on Ascend310P3" in (report / "forecast.html").read_text()
     assert (report / "keep_dtype.cfg").read_text().split() == done.facts["keep"]
 
 

@@ -10,20 +10,25 @@ from typing import Final
 from orchestrator.graph.forecast.plots import damage_plot, exponent_plot, pareto_plot
 from orchestrator.graph.forecast.result import Forecast, Numbers
 from orchestrator.graph.forecast.shadow import Damage
+from orchestrator.graph.parity import EXACT_DB
 
 _WORST_ROWS: Final = 40
+_LONG_WORD: Final = 28
 _STYLE: Final = """
 :root{color-scheme:light dark;--line:#8886;--ok:#1a7f37;--warn:#9a6700;--no:#cf222e}
 body{font:15px/1.45 system-ui,sans-serif;margin:0 auto;padding:12px;max-width:960px}
 h1{font-size:1.3em;overflow-wrap:anywhere}h2{font-size:1.1em;margin-top:1.6em}
 svg{width:100%;height:auto;font-size:11px}svg text{fill:currentColor}
-@media(max-width:600px){svg{font-size:20px}td{overflow-wrap:break-word}}
+@media(max-width:600px){svg{font-size:20px}th,td{padding:3px 5px}}
 .axis{fill:none;stroke:var(--line)}.held{fill:#4a90d933}.bar{fill:#4a90d9}.local{fill:#8a8a8a}.cumulative{fill:#4a90d9}
 .broken{fill:var(--no)}.good{fill:var(--ok)}.asked{stroke:var(--no);stroke-dasharray:5 4}
 .front{fill:none;stroke:#4a90d9}
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%}
 th,td{text-align:left;padding:3px 8px;border-bottom:1px solid var(--line);vertical-align:top}
-td{overflow-wrap:anywhere}
+td{overflow-wrap:break-word}.fig{white-space:nowrap}.name{overflow-wrap:anywhere}
+@media(max-width:600px){.cards tr{display:block;padding:6px 0;border-bottom:1px solid var(--line)}.cards th{display:none}
+.cards td{display:grid;grid-template-columns:7.5em 1fr;gap:8px;border:0;padding:1px 0}.cards td:empty{display:none}
+.cards td::before{content:attr(data-label);opacity:.7}}
 .verdict{display:inline-block;padding:2px 12px;border-radius:4px;color:#fff;font-weight:600}
 .ok{background:var(--ok)}.warn{background:var(--warn)}.no{background:var(--no)}
 .stamp{border:2px solid var(--warn);padding:1px 8px;border-radius:4px}
@@ -68,45 +73,77 @@ def _list(lines: Iterable[str]) -> str:
     return f"<ul>{rows}</ul>" if rows else ""
 
 
-def _table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+def _table(headings: Sequence[str], rows: Iterable[Sequence[object]], *, cards: bool = True) -> str:
+    """Return a table; on a phone each row of `cards` becomes a block of lines, so that nothing is cut off."""
     head = "".join(f"<th>{escape(cell)}</th>" for cell in headings)
-    lines = ["".join(f"<td>{escape(str(cell))}</td>" for cell in row) for row in rows]
+    lines = ["".join(map(_cell, headings, row)) for row in rows]
     if not lines:
         return ""
     body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+    style = ' class="cards"' if cards else ""
+    return f'<div class="scroll"><table{style}><tr>{head}</tr>{body}</table></div>'
+
+
+def _cell(heading: str, value: object) -> str:
+    """Return a cell: figures stay in one line, long names may break anywhere, words only between them."""
+    text = str(value)
+    longest = max(map(len, text.split()), default=0)
+    figure = isinstance(value, int | float) or (text.lstrip("-")[:1].isdigit() and len(text) < _LONG_WORD)
+    style = ' class="fig"' if figure else ' class="name"' if longest > _LONG_WORD else ""
+    return f'<td{style} data-label="{escape(heading)}">{escape(text)}</td>'
 
 
 def _before_after(forecast: Forecast) -> str:
     asked = forecast.thresholds
     rows: list[Sequence[object]] = [
         ("SQNR, worst sample", _db(forecast.before), _db(forecast.after), f"{asked.min_sqnr_db:g} dB"),
-        ("cosine", f"{forecast.before.cosine:.6f}", f"{forecast.after.cosine:.6f}", asked.min_cosine or ""),
+        (
+            "cosine",
+            f"{forecast.before.cosine:.6f}",
+            f"{forecast.after.cosine:.6f}",
+            "" if asked.min_cosine is None else f"{asked.min_cosine:g}",
+        ),
     ]
     if forecast.after.top1 is not None:
-        rows.append(("top-1 agreement", forecast.before.top1, forecast.after.top1, ""))
+        rows.append(("top-1 agreement", _share(forecast.before.top1), _share(forecast.after.top1), ""))
     for name, value in forecast.after.task.items():
         wanted = asked.metric_drop.get(name)
         limit = f"fp32 {forecast.reference_task.get(name, math.nan):g}" + (
             "" if wanted is None else f", drop {wanted:g}"
         )
-        rows.append((name, forecast.before.task.get(name, ""), value, limit))
+        before = forecast.before.task.get(name)
+        rows.append((name, "" if before is None else f"{before:.6g}", f"{value:.6g}", limit))
     cost = forecast.after.cost
     rows += [
         ("nodes in fp32", forecast.before.cost.nodes, cost.nodes, ""),
-        ("operations in fp32", "0 %", f"{cost.flops_share:.2%}", ""),
+        ("operations in fp32", _share(forecast.before.cost.flops_share), _share(cost.flops_share), ""),
         ("casts", "", cost.casts, ""),
-        ("bytes moved", "", f"{abs(cost.bytes_added):,} {'fewer' if cost.bytes_added < 0 else 'more'}", ""),
+        ("bytes moved", "", _bytes(cost.bytes_added), ""),
     ]
     least = [
         f"{name}: {'none' if m is None else ', '.join(f'{k} {v:g}' for k, v in m.items())}"
         for name, m in forecast.minimum.items()
     ]
-    return _table(("", "as it is", "with the list", "asked"), rows) + "<p>Minimum that would pass:</p>" + _list(least)
+    return (
+        _table(("", "as it is", "with the list", "asked"), rows, cards=False)
+        + "<p>Minimum that would pass:</p>"
+        + _list(least)
+    )
+
+
+def _bytes(value: int) -> str:
+    size, unit = (abs(value) / 1e6, "MB") if abs(value) >= 1e6 else (abs(value) / 1e3, "kB")
+    return f"{size:,.1f} {unit} {'fewer' if value < 0 else 'more'}" if value else "as many"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.2%}"
 
 
 def _db(numbers: Numbers) -> str:
-    return "broken" if numbers.sqnr_db <= -400 else f"{numbers.sqnr_db:.1f} dB"
+    if abs(numbers.sqnr_db) >= EXACT_DB:
+        return "identical" if numbers.sqnr_db > 0 else "broken"
+    return f"{numbers.sqnr_db:.1f} dB"
 
 
 def _first_bad(forecast: Forecast) -> str:
