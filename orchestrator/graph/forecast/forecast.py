@@ -127,25 +127,25 @@ def forecast(  # noqa: PLR0913  keyword-only, each a thing of its own
     given = synthetic(info.inputs) if samples is None else samples
     told = progress or _quiet
     with tempfile.TemporaryDirectory(prefix="forecast-", dir=scratch) as folder:
-        space = open_workspace(path, Path(folder), threads=threads)
-        _check_fp32(space, name or path.name)
+        space = _opened(path, Path(folder), threads)
         batches = choose_size(space, Batches(info.inputs, given, size=1))
         run = _Run(name or path.name, policy, thresholds, frozenset(limits), space, batches, evaluate, told)
         return _forecast(run, keep, synthetic_samples=samples is None)
 
 
-def _check_fp32(space: Workspace, name: str) -> None:
-    """Refuse a file that is in 16 bits already, and one that computes no float at all: nothing there would be rounded."""
+def _opened(path: Path, folder: Path, threads: int) -> Workspace:
+    """Open the graph; refuse a file in 16 bits, and one without any float: nothing there would be rounded."""
+    space = open_workspace(path, folder, threads=threads)
     made = [space.types.get(output) for node in space.graph.node for output in node.output if output]
     if TensorProto.FLOAT in made:
-        return
+        return space
     low = next((text for kind, text in _HALVES.items() if kind in made), None)
     if low is not None:
         raise GateError(
-            f"{name} is in {low} already; a forecast needs the same model in fp32",
+            f"{path.name} is in {low} already; a forecast needs the same model in fp32",
             hint="export it in fp32: the precision mode decides what becomes 16 bits",
         )
-    raise GateError(f"{name} computes nothing in fp32", hint="there is nothing that a precision mode would round")
+    raise GateError(f"{path.name} computes nothing in fp32", hint="there is nothing that a precision mode would round")
 
 
 def _quiet(_done: float, _text: str) -> None:

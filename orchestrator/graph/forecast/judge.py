@@ -43,11 +43,8 @@ def answer(
     ]
     worst: Answer = "ok"
     if reasons:
-        again = judge(
-            after.outputs, _lenient(asked, limits, WARN.get(low, WARN["fp16"])), saturating=saturating,
-            reference_task=reference_task, candidate_task=after.task,
-        )  # fmt: skip
-        worst = "warn" if again.passed else "no"
+        lenient = _lenient(asked, limits, WARN.get(low, WARN["fp16"]))
+        worst = "warn" if _passes(after, lenient, saturating=saturating, reference_task=reference_task) else "no"
     proved = {tensor for one in proposals if one.status == "proved" for tensor in one.tensors}
     for unit in cannot:
         way = "a scaling is proposed and proved: apply it" if unit.tensor in proved else "blocked"
@@ -62,6 +59,12 @@ def answer(
         )
         worst = "warn"
     return worst, tuple(reasons)
+
+
+def _passes(after: Numbers, asked: Thresholds, *, saturating: bool, reference_task: Mapping[str, float]) -> bool:
+    return judge(
+        after.outputs, asked, saturating=saturating, reference_task=reference_task, candidate_task=after.task
+    ).passed
 
 
 def _lenient(asked: Thresholds, limits: Collection[str], floor: Thresholds) -> Thresholds:
