@@ -10,7 +10,7 @@ from typing import Any, Final
 from orchestrator.app.wiring import Workplace
 from orchestrator.core.errors import OrchestratorError
 from orchestrator.core.manifest import MANIFEST_NAME
-from orchestrator.ledger import Ledger
+from orchestrator.ledger import Generation, Ledger
 from orchestrator.plan.planner import Deployed
 from orchestrator.steps.results import stored_result
 from orchestrator.steps.segment import work_folder
@@ -54,6 +54,7 @@ class KnownState:
             "bundle": live.bundle,
             "variant": live.variant,
             "runtime": live.runtime,
+            "target": _target(live),
             "pool": live.pool,
             "device": live.device,
             "url": f"{url}/v2/models/{endpoint}",
@@ -69,6 +70,16 @@ class KnownState:
             return status(self._workplace.site(site)).router_url
         except OrchestratorError:
             return ""
+
+
+def _target(live: Generation) -> str:
+    """Return the recipe's target that the generation's variant was made for; empty without a variant."""
+    from orchestrator.bundle.variant import read_variant
+
+    try:
+        return read_variant(Path(live.variant_path), content=False).target if live.variant_path else ""
+    except OrchestratorError:
+        return ""
 
 
 def _answers(url: str, endpoint: str, generation: int) -> bool:

@@ -55,8 +55,9 @@ def _epilogue(display: Display, report: RunReport) -> None:
         endpoint = report.endpoint
         display.line(f"  endpoint  {endpoint.get('url', '')}  generation {endpoint.get('generation')}")
         device = str(endpoint.get("device", ""))
+        of_target = f" of target {endpoint['target']}" if endpoint.get("target") else ""
         stand_in = (
-            f"the twin of target {endpoint.get('target')}, which rounds as the device does,"
+            f"the twin{of_target}, which rounds as the device does,"
             if endpoint.get("runtime") == "twin"
             else "fp32 ONNX"
         )
