@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from support import npu_smi_texts as texts
+from support.ascend_tools import needs_onnxruntime_cann, onnxruntime_cann_python
 
 from orchestrator.app.doctor_finding import Finding
 from orchestrator.app.doctor_site import Machine, examine_site
@@ -218,11 +219,9 @@ def test_a_fallback_where_no_device_is_expected_is_a_warning(tmp_path: Path) -> 
     assert by_name(examine_site(gone, machine(tmp_path)))["CANN provider"].state == "bad"
 
 
-@pytest.mark.skipif(
-    not os.environ.get("ORCHESTRATE_TEST_CANN_PYTHON"), reason="no interpreter with onnxruntime-cann given"
-)
+@needs_onnxruntime_cann
 def test_the_real_wheel_falls_back_to_the_cpu_without_cann(tmp_path: Path) -> None:
-    tools = environment(onnxruntime_cann_python=os.environ["ORCHESTRATE_TEST_CANN_PYTHON"])
+    tools = environment(onnxruntime_cann_python=str(onnxruntime_cann_python()))
     found = by_name(examine_site(tools, machine(tmp_path)))["CANN provider"]
     assert found.state == "warn"
     assert "falls back to the CPU" in found.found
