@@ -13,7 +13,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
+from support.small_graphs import graph, node
 
 from orchestrator.core.errors import GateError
 from orchestrator.graph.examples import example_inputs
@@ -71,26 +72,6 @@ def test_the_zoo_goes_down_to_11(tmp_path: Path, name: str) -> None:
     graph = ZOO[name]()
     for opset in (16, 13, 11):
         same(tmp_path, graph.model, lower(graph.model, opset), graph.samples)
-
-
-def graph(
-    nodes: list[Any],
-    inputs: dict[str, tuple[int, list[Any]]],
-    weights: dict[str, Any] | None = None,
-    opset: int = 18,
-    outputs: dict[str, tuple[int, list[Any] | None]] | None = None,
-) -> onnx.ModelProto:
-    made = helper.make_graph(
-        nodes, "g",
-        [helper.make_tensor_value_info(name, *spec) for name, spec in inputs.items()],
-        [helper.make_tensor_value_info(name, *spec) for name, spec in (outputs or {"y": (F, None)}).items()],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in (weights or {}).items()],
-    )  # fmt: skip
-    return helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
-
-
-def node(kind: str, inputs: list[str], outputs: list[str] | None = None, name: str = "n", **attributes: Any) -> Any:
-    return helper.make_node(kind, inputs, outputs or ["y"], name=name, **attributes)
 
 
 def ints(*values: int) -> Any:

@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from support.small_graphs import graph, node
 
 from orchestrator.ascend.quirks import QUIRKS, quirk
 from orchestrator.core.errors import InternalError
@@ -20,26 +21,6 @@ from orchestrator.recipe.rewrite_names import REWRITE_NAMES
 
 F, I64, BOOL, F64 = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL, TensorProto.DOUBLE
 RNG = np.random.default_rng(3)
-
-
-def graph(
-    nodes: list[Any],
-    inputs: dict[str, tuple[int, list[Any]]],
-    weights: dict[str, Any] | None = None,
-    opset: int = 18,
-    outputs: dict[str, tuple[int, list[Any] | None]] | None = None,
-) -> onnx.ModelProto:
-    made = helper.make_graph(
-        nodes, "g",
-        [helper.make_tensor_value_info(name, *spec) for name, spec in inputs.items()],
-        [helper.make_tensor_value_info(name, *spec) for name, spec in (outputs or {"y": (F, None)}).items()],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in (weights or {}).items()],
-    )  # fmt: skip
-    return helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
-
-
-def node(kind: str, inputs: list[str], outputs: list[str] | None = None, name: str = "n", **attributes: Any) -> Any:
-    return helper.make_node(kind, inputs, outputs or ["y"], name=name, **attributes)
 
 
 def change(
