@@ -219,8 +219,8 @@ GenerationKind = Literal["promote", "rollback"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GenerationRequest:
-    """What is asked for.
+class _Served:
+    """What a generation serves where, and who asked for it.
 
     Attributes:
         bundle: Digest that clients see.
@@ -229,7 +229,6 @@ class GenerationRequest:
         variant: Digest of the variant that is loaded in place of the bundle's graph; empty without one.
         variant_artifact: Digest of the stored artifact that holds the variant.
         variant_path: The variant's folder on the serve site.
-        expected: Number of the live generation, 0 = none. A repeat with the same `request_id` gets the first result.
     """
 
     endpoint: str
@@ -241,7 +240,6 @@ class GenerationRequest:
     runtime: str
     device: str
     kind: GenerationKind
-    expected: int
     request_id: str
     actor: str
     variant: str = ""
@@ -252,30 +250,21 @@ class GenerationRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Generation:
+class GenerationRequest(_Served):
+    """What is asked for; a repeat with the same `request_id` gets the first result. `expected`: the live one, 0 = none."""
+
+    expected: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation(_Served):
     """One generation of an endpoint; only `state`, `error` and `changed_at` ever change."""
 
-    endpoint: str
     number: int
-    site: str
-    pool: str
-    bundle: str
-    artifact: str
-    path: str
-    runtime: str
-    device: str
-    kind: GenerationKind
-    request_id: str
-    actor: str
-    reason: str
-    evidence: Json
     state: GenerationState
     error: Json | None
     created_at: float
     changed_at: float
-    variant: str = ""
-    variant_artifact: str = ""
-    variant_path: str = ""
 
 
 @dataclass(frozen=True, slots=True)
