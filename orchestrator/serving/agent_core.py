@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import fcntl
@@ -17,12 +16,10 @@ import sys
 from pathlib import Path
 from typing import Final, TextIO
 
-from orchestrator.core.errors import OrchestratorError
 from orchestrator.core.files import private_folder
-from orchestrator.core.processes import die_with_parent
-from orchestrator.core.redact import RedactingFilter
-from orchestrator.serving.config import AgentSettings, read_settings
+from orchestrator.serving.config import AgentSettings
 from orchestrator.serving.link import FrameReader, Kind, LinkError, encode
+from orchestrator.serving.start import start
 from orchestrator.serving.supervise import Supervised
 from orchestrator.serving.wire import AgentHello, Placement, read_placements
 
@@ -159,22 +156,11 @@ async def _main(settings: AgentSettings) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run an agent; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="orchestrator.serving.agent_core")
-    parser.add_argument("--config", type=Path, required=True)
-    args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
-    logging.getLogger().handlers[0].addFilter(RedactingFilter())
-    try:
-        settings = read_settings(AgentSettings, args.config)
-        if settings.parent_pid:
-            die_with_parent()
-            if os.getppid() != settings.parent_pid:
-                return 3
+
+    def serve(settings: AgentSettings) -> None:
         asyncio.run(_main(settings))
-    except OrchestratorError as error:
-        _log.error("%s", error)
-        return error.exit_code
-    return 0
+
+    return start("orchestrator.serving.agent_core", AgentSettings, serve, argv)
 
 
 if __name__ == "__main__":

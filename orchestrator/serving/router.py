@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import errno
@@ -19,13 +18,12 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 import uvloop
 
-from orchestrator.core.errors import OrchestratorError, ServingError
+from orchestrator.core.errors import ServingError
 from orchestrator.core.files import private_folder, write_atomic, write_json
-from orchestrator.core.processes import ProcessIdentity, die_with_parent
-from orchestrator.core.redact import RedactingFilter
+from orchestrator.core.processes import ProcessIdentity
 from orchestrator.serving.admission import Admission
 from orchestrator.serving.backdoor import Backdoor
-from orchestrator.serving.config import RouterSettings, read_settings
+from orchestrator.serving.config import RouterSettings
 from orchestrator.serving.dispatch import Dispatcher
 from orchestrator.serving.front import Front
 from orchestrator.serving.http import HttpServer
@@ -33,6 +31,7 @@ from orchestrator.serving.limits import Limits
 from orchestrator.serving.links import LinkServer
 from orchestrator.serving.record import Recorder
 from orchestrator.serving.routes import Routes
+from orchestrator.serving.start import start
 from orchestrator.serving.table import EMPTY, RoutingTable
 
 if TYPE_CHECKING:
@@ -229,23 +228,12 @@ async def _main(settings: RouterSettings) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the router; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="orchestrator.serving.router")
-    parser.add_argument("--config", type=Path, required=True)
-    args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
-    logging.getLogger().handlers[0].addFilter(RedactingFilter())
-    try:
-        settings = read_settings(RouterSettings, args.config)
-        if settings.parent_pid:
-            die_with_parent()
-            if os.getppid() != settings.parent_pid:
-                return 3
+
+    def serve(settings: RouterSettings) -> None:
         private_folder(Path(settings.state))
         uvloop.run(_main(settings))
-    except OrchestratorError as error:
-        _log.error("%s", error)
-        return error.exit_code
-    return 0
+
+    return start("orchestrator.serving.router", RouterSettings, serve, argv)
 
 
 if __name__ == "__main__":
