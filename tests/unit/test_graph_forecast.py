@@ -82,6 +82,25 @@ def test_ranges_are_those_of_numpy_over_all_outputs(tmp_path: Path, name: str) -
         assert seen.tensors[tensor].rms == pytest.approx(np.sqrt(np.mean(value**2)), rel=1e-3)
 
 
+@pytest.mark.parametrize("low", [-0.5, 0.25, None])
+def test_clamped_tensors_have_the_range_that_reading_them_would_show(tmp_path: Path, low: float | None) -> None:
+    s = Sketch(1)
+    x = s.input("x", ["N", 512])
+    s.op("Clip", x, "" if low is None else s.weight(np.float32(low)), s.weight(np.float32(6.0)), out="held")
+    s.op("Relu", "held", out="rectified")
+    s.op("Mul", "rectified", s.weight(2.0), out="y")
+    s.output("y", ["N", 512])
+    x_value = (np.random.default_rng(7).standard_normal((5, 512)) * 20).astype(np.float32)
+    _, _, seen = opened(tmp_path, ZooGraph(s.model(), {"x": x_value}, True), size=2)
+    held = np.clip(x_value, low, np.float32(6.0))
+    for name, value in (("held", held), ("rectified", np.maximum(held, 0))):
+        found = seen.tensors[name]
+        nonzero = np.abs(value[value != 0])
+        assert found.absmax == np.abs(value).max()
+        assert found.rms == pytest.approx(np.sqrt(np.mean(value.astype(np.float64) ** 2)), rel=1e-5)
+        assert found.subnormal_share == pytest.approx(np.mean(nonzero < 2.0**-14), abs=1e-3)
+
+
 def test_values_out_of_range_are_counted_exactly(tmp_path: Path) -> None:
     s = Sketch(1)
     x = s.input("x", ["N", 8])

@@ -57,6 +57,11 @@ class Batches:
         self.size = self.fixed or size
         check_arrays(self.inputs, self.piece(0, self.size), "the samples", error=UserCodeError)
 
+    @property
+    def runs(self) -> int:
+        """How many pieces there are."""
+        return -(-self.count // self.size) if self.sliced else 1
+
     def piece(self, start: int, size: int) -> dict[str, Array]:
         """Return samples `start` to `start + size`, contiguous."""
         return {

@@ -155,7 +155,8 @@ def _quiet(_done: float, _text: str) -> None:
 def choose_size(space: Workspace, single: Batches) -> Batches:
     """Measure shapes, and choose how many samples go through at once."""
     space.measure_shapes(single.piece(0, single.size))
-    largest = max((4 * math.prod(space.shapes[n]) for n in space.shapes if n not in space.weights), default=1)
+    weights = space.weights
+    largest = max((4 * math.prod(shape) for name, shape in space.shapes.items() if name not in weights), default=1)
     batches = single.sized(max(1, min(_MOST_AT_ONCE, BATCH_BYTES // max(1, largest))))
     if batches.size != single.size and batches.count > 1:
         space.measure_shapes(batches.piece(0, batches.size))
@@ -242,11 +243,12 @@ def _keep(
 def _views(
     space: Workspace, seen: Ranges, damages: Mapping[str, Damage], grown: Mapping[str, Damage]
 ) -> tuple[NodeView, ...]:
+    weights = space.weights
     return tuple(
         NodeView(node.name, node.op_type, _source(node), name, seen.tensors[name], damages.get(name), grown.get(name))
         for node in space.graph.node
         for name in node.output
-        if name in seen.tensors and name not in space.weights
+        if name in seen.tensors and name not in weights
     )
 
 

@@ -22,8 +22,10 @@ Array = np.ndarray[Any, Any]
 PREFIX: Final = "forecast/"
 """Begins the name of every tensor and node that a probe adds."""
 
-SAMPLE_VALUES: Final = 2048
-"""Values per tensor and batch that are taken out, evenly spaced, for shares and histograms."""
+SAMPLE_VALUES: Final = 8192
+"""Values per tensor that are taken out, evenly spaced, for shares and histograms; over all runs together."""
+_LEAST_VALUES: Final = 256
+"""In each run."""
 
 
 @dataclass(slots=True)
@@ -78,9 +80,9 @@ class Instrument:
         """Count true elements of a flat bool tensor; shape [1]."""
         return self.reduce("ReduceSum", self.emit("Cast", flags, to=TensorProto.FLOAT))
 
-    def sample(self, tensor: str, flat: str, elements: int) -> None:
-        """Take out `SAMPLE_VALUES` values of a tensor, evenly spaced over its `elements`."""
-        step = max(1, elements // SAMPLE_VALUES)
+    def sample(self, tensor: str, flat: str, elements: int, runs: int) -> None:
+        """Take out a part of `SAMPLE_VALUES` values of a tensor, evenly spaced over its `elements`, in each of `runs` runs."""
+        step = max(1, elements // max(_LEAST_VALUES, SAMPLE_VALUES // runs))
         if step > 2:
             step |= 1  # an odd step does not keep to one column of a power-of-two shape
         bounds = [self.constant([bound], np.int64) for bound in (0, elements, 0, step)]

@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from orchestrator.graph.forecast.batches import Batches
+from orchestrator.graph.forecast.clamped import clamped_tensors
 from orchestrator.graph.forecast.instrument import Instrument, Taken, take
 from orchestrator.graph.forecast.workspace import Workspace
 from orchestrator.graph.parity import FP16_MAX
@@ -85,15 +86,20 @@ def measure_ranges(space: Workspace, batches: Batches, *, sensitive: Iterable[st
     names = float_tensors(space)
     copies = {copy: source for copy, source in space.copies().items() if copy in names and source in names}
     made, asked = Instrument(space), set(names) - set(copies)
+    clamped = clamped_tensors(space, asked, copies)
     for entry in space.graph.input:
         if entry.name in asked:
-            _look(made, space, entry.name, signed=True)
+            _look(made, space, entry.name, batches.runs, signed=True)
     for node in space.graph.node:
         made.nodes.append(node)
         for name in node.output:
-            if name in asked:
-                _look(made, space, name, signed=not _never_negative(space, node))
+            if name in clamped:
+                made.scalar(f"square {name}", made.reduce("ReduceSumSquare", made.flat(name)))
+            elif name in asked:
+                _look(made, space, name, batches.runs, signed=node.op_type not in _NEVER_NEGATIVE)
     taken = take(made, batches, outputs=space.graph.output)
+    for name, clamp in clamped.items():
+        clamp.derive(name, taken)
     rough: dict[str, TensorRange] = {}
     for name in names:
         if name in copies:
@@ -116,20 +122,13 @@ def float_tensors(space: Workspace) -> list[str]:
     return [n for n in (*given, *computed) if space.is_float(n) and n in space.shapes and math.prod(space.shapes[n])]
 
 
-def _look(made: Instrument, space: Workspace, name: str, *, signed: bool) -> None:
+def _look(made: Instrument, space: Workspace, name: str, runs: int, *, signed: bool) -> None:
     flat = made.flat(name)
     made.scalar(f"max {name}", made.reduce("ReduceMax", flat))
     if signed:
         made.scalar(f"min {name}", made.reduce("ReduceMin", flat))
     made.scalar(f"square {name}", made.reduce("ReduceSumSquare", flat))
-    made.sample(name, flat, math.prod(space.shapes[name]))
-
-
-def _never_negative(space: Workspace, node: Any) -> bool:
-    if node.op_type == "Clip":
-        low = node.input[1] if len(node.input) > 1 else ""
-        return low in space.weights and bool(np.all(space.weight(low) >= 0))
-    return node.op_type in _NEVER_NEGATIVE
+    made.sample(name, flat, math.prod(space.shapes[name]), runs)
 
 
 def _elements(space: Workspace, name: str, batches: Batches) -> int:
@@ -160,10 +159,10 @@ def _share(values: Array, limit: float) -> float:
 
 def _weights(space: Workspace) -> dict[str, TensorRange]:
     found: dict[str, TensorRange] = {}
-    for name in space.weights:
+    for name, tensor in space.weights.items():
         if not space.is_float(name):
             continue
-        values = space.weight(name).ravel()
+        values = space.values(tensor).ravel()
         if values.size:
             found[name] = _weight(name, values)
     return found
