@@ -108,6 +108,7 @@ class Workplace:
             PlanError: The environment has no such site.
         """
         from orchestrator.cluster.local import LocalPool, LocalSite
+        from orchestrator.cluster.serving import local_serving
 
         sites = self.environment.sites
         name = name or next(iter(sites))
@@ -120,7 +121,7 @@ class Workplace:
         }
         named = self.environment.tools.model_dump().items()
         tools = {tool: str(Path(path).expanduser().absolute()) for tool, path in named if path is not None}
-        return LocalSite(name, self.state, pools, tools, sites[name].compat)
+        return LocalSite(name, self.state, pools, tools, local_serving(sites[name].serving))
 
 
 def open_workplace(path: Path | None) -> Workplace:

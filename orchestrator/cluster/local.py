@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -123,7 +124,7 @@ def _start(site: LocalSite) -> None:
     write_atomic(site.token_path, new_token().encode(), mode=0o600)
     settings = site.folder / "supervisor.json"
     asked = {"name": site.name, "state": str(site.state), "pools": site.pools_json(), "tools": dict(site.tools)}
-    asked["compat"] = site.compat
+    asked["serving"] = asdict(site.serving)
     write_json(settings, asked, mode=0o600)
     open_runtime(site.runtime)
     faults.point("cluster.up.prepared")

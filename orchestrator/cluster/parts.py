@@ -114,7 +114,7 @@ class RouterChild(Child):
         """Start it; port 0 means the port of last time where that is free."""
         private_folder(self._folder)
         config = self.site.folder / "router.json"
-        settings = {"host": "127.0.0.1", "port": 0, "state": str(self._folder), "compat": self.site.compat}
+        settings = {**self.site.serving.router_json(), "state": str(self._folder)}
         sockets = {"admin": admin_socket(self.site), "link": link_socket(self.site)}
         write_json(config, {**settings, **sockets}, mode=0o600)
         command = [sys.executable, "-P", "-m", "orchestrator.serving.router", "--config", str(config)]

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
+from orchestrator.cluster.serving import LocalServing
 from orchestrator.core.errors import InfraError
 from orchestrator.core.files import write_json
 from orchestrator.core.processes import ProcessIdentity
@@ -42,14 +43,14 @@ class LocalSite:
     Attributes:
         state: The environment's state folder, absolute.
         tools: Programs by name.
-        compat: What the router shall pass for: `none` or `triton`.
+        serving: How clients are answered.
     """
 
     name: str
     state: Path
     pools: Mapping[str, LocalPool] = field(default_factory=dict[str, LocalPool])
     tools: Mapping[str, str] = field(default_factory=dict[str, str])
-    compat: str = "none"
+    serving: LocalServing = field(default_factory=LocalServing)
 
     @property
     def id(self) -> str:

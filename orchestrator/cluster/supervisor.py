@@ -21,6 +21,7 @@ from typing import Any, Final, cast
 from orchestrator.cluster.devices import pool_device
 from orchestrator.cluster.parts import Applications, Child, RayChild, RouterChild
 from orchestrator.cluster.serve_config import admin_socket
+from orchestrator.cluster.serving import LocalServing
 from orchestrator.cluster.site import LocalPool, LocalSite, PartState, PoolStatus, SiteRecord, SiteStatus
 from orchestrator.cluster.sweep import end_children
 from orchestrator.core import faults
@@ -144,7 +145,8 @@ def read_site(path: Path) -> LocalSite:
     """Read the settings that `up` wrote for us."""
     data = json.loads(path.read_bytes())
     pools = {name: LocalPool(**pool) for name, pool in data["pools"].items()}
-    return LocalSite(data["name"], Path(data["state"]), pools, data.get("tools") or {}, data.get("compat", "none"))
+    serving = LocalServing(**data["serving"])
+    return LocalSite(data["name"], Path(data["state"]), pools, data.get("tools") or {}, serving)
 
 
 def main(argv: list[str] | None = None) -> int:

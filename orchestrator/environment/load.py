@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from orchestrator.core.addresses import is_loopback
 from orchestrator.core.errors import EnvironmentFileError
 from orchestrator.environment.model import Environment
 from orchestrator.recipe.problems import Loc, did_you_mean, raise_problems
@@ -39,3 +40,11 @@ def _cross_check(environment: Environment) -> Iterator[tuple[Loc, str]]:
     for name, pool in environment.pools.items():
         if pool.site not in environment.sites:
             yield ("pools", name, "site"), f"there is no site `{pool.site}`{did_you_mean(pool.site, environment.sites)}"
+    for name, site in environment.sites.items():
+        serving = site.serving
+        if not is_loopback(serving.host) and not serving.guarded:
+            yield (
+                ("sites", name, "serving", "host"),
+                f"{serving.host} can be reached by others, and nothing says who may ask: add `tokens_file` "
+                "(`orchestrate endpoint token NAME` writes it) or `tls.client_ca`, or use 127.0.0.1",
+            )

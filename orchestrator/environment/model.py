@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, PrivateAttr
 from pydantic_core import PydanticCustomError
 
 from orchestrator.core.redact import redact_url
+from orchestrator.environment.serving import Serving
 from orchestrator.recipe.fields import FilePath, Flag, Model, Name, Soc, Text, Version, Whole
 
 _TRACKING: Final = re.compile(r"sqlite|none|https?://[^\s/]+\S*")
@@ -69,10 +70,7 @@ class Site(Model):
     allow_cpu: Flag = Field(
         False, description="Training may use a CPU where the recipe asks for no GPU or there is none."
     )
-    compat: Literal["none", "triton"] = Field(
-        "none",
-        description="triton: the router names itself so and always answers gRPC in raw form, for clients that insist on it.",
-    )
+    serving: Serving = Field(Serving(), description="How clients are answered.")  # pyright: ignore[reportCallIssue]
 
 
 class Pool(Model):

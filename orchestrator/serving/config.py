@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Final, TypeVar, cast
 
 import orjson
 
+from orchestrator.core.addresses import is_loopback
 from orchestrator.core.errors import UsageError
 
 _MAX_SOCKET_PATH: Final = 100
@@ -24,7 +24,7 @@ class RouterSettings:
     """Settings of the router.
 
     Attributes:
-        host: Loopback address to listen on.
+        host: Address to listen on; one that others can reach needs `tokens_file` or `tls_client_ca`.
         port: 0 takes a free one, or the one of the last start where that is still free.
         admin: Unix socket of the admin interface.
         link: Unix socket that agents and replicas dial.
@@ -35,6 +35,12 @@ class RouterSettings:
         parent_pid: When not 0, the router dies with this parent.
         compat: `triton` for clients that insist on its name and its habits, else `none`.
         grpc_port: Port of gRPC: 0 as for `port`, and no gRPC where grpcio is not installed; -1 never.
+        tokens_file: Bearer tokens, see `auth`; without one nobody needs a token.
+        tls_cert: Certificate chain (PEM) of the public ports; without one they speak plain text.
+        tls_key: Its private key, PEM.
+        tls_client_ca: CAs (PEM) one of which must have signed the certificate that a client then must show.
+        access_log_sample: Share of the requests that are written to the access log.
+        otlp_endpoint: Address of an OpenTelemetry collector; empty for no spans.
     """
 
     host: str
@@ -48,10 +54,16 @@ class RouterSettings:
     parent_pid: int = 0
     grpc_port: int = 0
     compat: str = "none"
+    tokens_file: str = ""
+    tls_cert: str = ""
+    tls_key: str = ""
+    tls_client_ca: str = ""
+    access_log_sample: float = 0.0
+    otlp_endpoint: str = ""
 
     def check(self) -> None:
         """Raise `UsageError` when a value cannot work."""
-        _check_loopback(self.host)
+        self._check_guarded()
         _check_socket(self.admin)
         _check_socket(self.link)
         if self.compat not in ("none", "triton"):
@@ -60,6 +72,18 @@ class RouterSettings:
         if not ports_fit or self.request_timeout_s <= 0 or self.queue_limit < 1:
             raise UsageError(
                 f"bad router settings: port {self.port}, grpc_port {self.grpc_port}, queue_limit {self.queue_limit}"
+            )
+
+    def _check_guarded(self) -> None:
+        if bool(self.tls_cert) != bool(self.tls_key) or (self.tls_client_ca and not self.tls_cert):
+            raise UsageError(
+                f"TLS needs a certificate and its key: tls_cert {self.tls_cert!r}, tls_key {self.tls_key!r}",
+                hint="name both, tls_client_ca besides them where clients must show a certificate",
+            )
+        if not is_loopback(self.host) and not self.tokens_file and not self.tls_client_ca:
+            raise UsageError(
+                f"the router refuses to listen on {self.host!r}: nothing says who may ask",
+                hint="set tokens_file (`orchestrate endpoint token NAME` writes it) or tls.client_ca, or use 127.0.0.1",
             )
 
 
@@ -186,18 +210,6 @@ def _fits(value: object, kind: str) -> bool:
         return all(isinstance(text, str) for pair in rows.items() for text in pair)
     types = {"str": (str,), "int": (int,), "float": (int, float)}[kind]
     return isinstance(value, types) and not isinstance(value, bool)
-
-
-def _check_loopback(host: str) -> None:
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
-        raise UsageError(
-            f"the router refuses to listen on {host!r}: it has no authentication",
-            hint="use 127.0.0.1, and put a proxy that authenticates in front",
-        )
 
 
 def _check_socket(path: str) -> None:

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.cluster.serving import LocalServing, local_serving
 from orchestrator.core.errors import EnvironmentFileError
 from orchestrator.environment import Environment, load_environment
 from orchestrator.environment.load import DEFAULT_PATH
 from orchestrator.recipe import render_problems
+from orchestrator.serving.config import RouterSettings, parse_settings
 
 ROOT = Path(__file__).parents[2]
 GOOD = """\
@@ -88,3 +90,33 @@ def test_a_broken_environment(case: str, tmp_path: Path, monkeypatch: pytest.Mon
 def test_no_such_file(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentFileError, match="no such file"):
         load_environment(tmp_path / "absent.yaml")
+
+
+SERVING = GOOD.replace(
+    "allow_cpu: true", "serving: {host: 0.0.0.0, port: 8443, tls: {cert: c.pem, key: k.pem, client_ca: ca.pem}}"
+)
+
+
+def test_the_serving_block_reaches_the_routers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "e.yaml").write_text(
+        SERVING.replace("port: 8443", "port: 8443, routers: 2, request_timeout: 5s, access_log: {sample: 0.5}")
+    )
+    found = local_serving(load_environment(Path("e.yaml")).sites["local"].serving)
+    assert (found.host, found.port, found.routers, found.request_timeout_s) == ("0.0.0.0", 8443, 2, 5.0)
+    assert found.tls_client_ca == str(tmp_path / "ca.pem")
+    settings = {**found.router_json(), "admin": "a.sock", "link": "l.sock", "state": "s"}
+    assert parse_settings(RouterSettings, settings, "here").access_log_sample == 0.5
+    assert local_serving(load_environment().sites["local"].serving) == LocalServing()
+
+
+@pytest.mark.parametrize("guard", ["tls: {cert: c.pem, key: k.pem, client_ca: ca.pem}", "tokens_file: t"])
+def test_a_site_that_others_reach_needs_a_guard(guard: str, tmp_path: Path) -> None:
+    text = SERVING.replace("tls: {cert: c.pem, key: k.pem, client_ca: ca.pem}", guard)
+    (tmp_path / "e.yaml").write_text(text)
+    assert load_environment(tmp_path / "e.yaml").sites["local"].serving.guarded
+    (tmp_path / "e.yaml").write_text(text.replace(guard, "tls: {cert: c.pem, key: k.pem}"))
+    with pytest.raises(EnvironmentFileError, match=r"0\.0\.0\.0 can be reached by others.*add `tokens_file`") as caught:
+        load_environment(tmp_path / "e.yaml")
+    assert caught.value.exit_code == 2
+    assert caught.value.place == f"{tmp_path / 'e.yaml'}:3:46"
