@@ -15,7 +15,7 @@ from orchestrator.serving.agent_core import AgentCore
 from orchestrator.serving.config import AgentSettings, parse_settings
 
 _JOIN_S: Final = 15.0
-_KEYS: Final = ("pool", "link", "state", "device", "slots", "tools", "stall_s", "load_s", "quarantine_s")
+_KEYS: Final = ("pool", "link", "links", "state", "device", "slots", "tools", "stall_s", "load_s", "quarantine_s")
 
 
 class PoolAgent:

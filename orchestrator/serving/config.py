@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
@@ -98,10 +98,14 @@ class AgentSettings:
         device: What the slot is; `cpu (rehearsal)` where there is no NPU.
         slots: Slots of the pool on this machine; the agent takes the first free number.
         tools: Programs that runtimes need, by name.
+        socs: SoC of each slot, by its number; a slot that is not there takes whatever its device is compiled for.
+        models: `always` holds every model of the pool, `lazy` loads one when it is first asked for.
+        memory_bytes: What the slot's models may take together; 0 = what is free.
         stall_s: See `ReplicaSettings`.
         load_s: See `ReplicaSettings`.
         quarantine_s: Pause of a replica whose device failed several times in a row.
         parent_pid: When not 0, the agent dies with this parent.
+        links: Link sockets of the site's other routers, for the replicas: the agent itself dials only `link`.
     """
 
     pool: str
@@ -111,15 +115,22 @@ class AgentSettings:
     slots: int = 1
     parent_pid: int = 0
     tools: Mapping[str, str] = field(default_factory=dict[str, str])
+    socs: Mapping[str, str] = field(default_factory=dict[str, str])
+    models: str = "always"
+    memory_bytes: int = 0
     stall_s: float = 60.0
     load_s: float = 1800.0
     quarantine_s: float = 60.0
+    links: Sequence[str] = ()
 
     def check(self) -> None:
         """Raise `UsageError` when a value cannot work."""
-        _check_socket(self.link)
+        for path in (self.link, *self.links):
+            _check_socket(path)
         if self.slots < 1 or not self.pool or not self.device:
             raise UsageError(f"bad agent settings: pool {self.pool!r}, device {self.device!r}, slots {self.slots}")
+        if self.models not in ("always", "lazy") or self.memory_bytes < 0:
+            raise UsageError(f"bad agent settings: models {self.models!r}, memory_bytes {self.memory_bytes}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +140,7 @@ class ReplicaSettings:
     Attributes:
         replica: Its name, unique on the site.
         link: The router's link socket.
+        links: Those of the site's other routers.
         endpoint: The endpoint it serves.
         bundle: The bundle's digest.
         path: The bundle's folder.
@@ -159,10 +171,12 @@ class ReplicaSettings:
     load_s: float = 1800.0
     parent_pid: int = 0
     status_fd: int = 0
+    links: Sequence[str] = ()
 
     def check(self) -> None:
         """Raise `UsageError` when a value cannot work."""
-        _check_socket(self.link)
+        for path in (self.link, *self.links):
+            _check_socket(path)
         if self.stall_s <= 0 or self.load_s <= 0:
             raise UsageError(f"bad replica settings: stall_s {self.stall_s}, load_s {self.load_s}")
 
@@ -208,6 +222,8 @@ def _fits(value: object, kind: str) -> bool:
     if kind == "Mapping[str, str]":
         rows = cast("dict[object, object]", value) if isinstance(value, dict) else {None: None}
         return all(isinstance(text, str) for pair in rows.items() for text in pair)
+    if kind == "Sequence[str]":
+        return isinstance(value, list | tuple) and all(isinstance(text, str) for text in cast("list[object]", value))
     types = {"str": (str,), "int": (int,), "float": (int, float)}[kind]
     return isinstance(value, types) and not isinstance(value, bool)
 

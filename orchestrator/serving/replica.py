@@ -8,9 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import select
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -28,12 +26,12 @@ from orchestrator.core.files import private_folder
 from orchestrator.core.processes import die_with_parent
 from orchestrator.serving.batch import Work, execute, start
 from orchestrator.serving.config import ReplicaSettings, read_settings
+from orchestrator.serving.dial import Link, Links
 from orchestrator.serving.golden import self_check
-from orchestrator.serving.link import Frame, FrameReader, Kind, decode_tensors, encode
+from orchestrator.serving.link import Frame, Kind, decode_tensors, encode
 from orchestrator.serving.runtimes.api import ExecutionFailed, InputRejected, Job, Session, runtime
 from orchestrator.serving.runtimes.headroom import check_host
 from orchestrator.serving.signature import Signature
-from orchestrator.serving.tensors import Buffer
 from orchestrator.serving.warm import warm_up
 from orchestrator.serving.wire import ReplicaHello, read_rows
 
@@ -44,10 +42,8 @@ _POLL_S, _MAX_POLL_S, _POLL_SHARE = 0.0001, 0.002, 0.02
 """Between two looks at a device that is busy, least and most, and as a share of the time that its batch takes already: pyACL
 has no descriptor that becomes readable.
 """
-_FIRST_DELAY_S: Final = 0.05
-_MAX_DELAY_S: Final = 1.0
-_READ_BYTES: Final = 1 << 20
-_JOIN_BYTES: Final = 1 << 20
+_REFUSED_S: Final = 1.0
+"""A router that does not want us now may want us after its next table."""
 
 
 class _Stopped(BaseException):
@@ -63,7 +59,6 @@ class ReplicaProcess:
 
     def __init__(self, settings: ReplicaSettings) -> None:
         self._settings = settings
-        self._buffer = memoryview(bytearray(_READ_BYTES))
         self._waiting = self._stopping = False
         self._free_since_ns = 0
 
@@ -92,11 +87,8 @@ class ReplicaProcess:
             signature,
             settings.variant,
         )
-        try:
-            while not self._stopping and self._serve_once(session, hello):
-                pass
-        except _Stopped:
-            pass
+        with contextlib.suppress(_Stopped):
+            self._serve(session, hello)
         session.close()
 
     def _load(self, bundle: Path) -> tuple[Session, int]:
@@ -154,74 +146,78 @@ class ReplicaProcess:
         """Tell the agent why this replica ends."""
         self._tell("failed", str(error)[:4000], device=isinstance(error, DeviceError))
 
-    def _dial(self) -> socket.socket:
-        delay_s = _FIRST_DELAY_S
-        while True:
-            link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            try:
-                link.connect(self._settings.link)
-            except OSError:
-                link.close()
-                self._waiting = True
-                time.sleep(delay_s)
-                self._waiting = False
-                delay_s = min(delay_s * 2, _MAX_DELAY_S)
-            else:
-                return link
-
-    def _serve_once(self, session: Session, hello: ReplicaHello) -> bool:
-        """Serve one connection; returns whether to dial again."""
-        with self._dial() as link:
-            try:
-                link.sendall(encode(Kind.HELLO, hello.to_json()) + encode(Kind.CREDIT, {"credit": session.depth}))
+    def _serve(self, session: Session, hello: ReplicaHello) -> None:
+        """Compute what any router of the site sends, until every one of them has drained us."""
+        greeting = encode(Kind.HELLO, hello.to_json()) + encode(Kind.CREDIT, {"credit": session.depth})
+        links = Links((self._settings.link, *self._settings.links), greeting)
+        waiting, works = deque[tuple[Link, Frame]](), deque[tuple[Link, Work]]()
+        told = False
+        while works or waiting or not (links.over or self._stopping):
+            frames = self._read(links, wait=not works and not waiting)
+            if not told and links.up:
+                told = True
                 self._tell("ready")
-                return self._talk(link, session, hello.signature)
-            except OSError:
-                return True
-
-    def _talk(self, link: socket.socket, session: Session, signature: Signature) -> bool:
-        reader, works = FrameReader(), deque[Work]()
-        draining = False
-        while works or not (draining or self._stopping):
-            frames = self._read(link, reader, wait=not works)
-            if frames is None:
-                return self._abandon(session, works)
-            for frame in frames:
-                if frame.kind is Kind.BATCH:
-                    if not works:
-                        self._watch(on=True)
-                    works.append(start(session, signature, frame.id, decode_tensors(frame, "inputs"), read_rows(frame)))
-                elif frame.kind is Kind.DRAIN:
-                    draining = True
-                elif frame.kind is Kind.BYE:
-                    raise _Refused(f"the router refuses this replica: {frame.head.get('reason')}")
+            for link, frame in frames:
+                if frame is not None and frame.kind is Kind.BATCH:
+                    waiting.append((link, frame))
+                else:
+                    self._take_in(links, link, frame)
+            # Routers know nothing of each other's batches: together they may send more than the session takes.
+            while waiting and len(works) < session.depth:
+                self._begin(session, hello.signature, works, *waiting.popleft())
             if works and not frames:
-                self._answer_oldest(link, session, works)
+                self._answer_oldest(links, session, works)
+            self._end_drained(links, waiting, works)
         self._watch(on=False)
-        link.sendall(encode(Kind.BYE, {"reason": "drained" if draining else "stopped"}))
-        return False
+        links.close("stopped" if self._stopping else "drained")
 
-    def _answer_oldest(self, link: socket.socket, session: Session, works: deque[Work]) -> None:
-        """Answer the batch that is done; while the device still works on it, wait a moment for it or for the next batch."""
-        if session.done(works[0].ticket, 0):
+    def _take_in(self, links: Links, link: Link, frame: Frame | None) -> None:
+        if frame is not None and frame.kind is Kind.DRAIN:
+            link.draining = True
+        elif frame is not None and frame.kind is Kind.BYE:
+            links.end(link, delay_s=_REFUSED_S)
+            if not links.up:
+                raise _Refused(f"the router refuses this replica: {frame.head.get('reason')}")
+
+    def _begin(
+        self, session: Session, signature: Signature, works: deque[tuple[Link, Work]], link: Link, frame: Frame
+    ) -> None:
+        if not link.up:
+            return  # that router is gone and has given the batch to others
+        if not works:
             self._watch(on=True)
-            answer = execute(session, works.popleft(), free_since_ns=self._free_since_ns)
+        tensors, rows = decode_tensors(frame, "inputs"), read_rows(frame)
+        works.append((link, start(session, signature, frame.id, tensors, rows)))
+
+    def _end_drained(self, links: Links, waiting: deque[tuple[Link, Frame]], works: deque[tuple[Link, Work]]) -> None:
+        """Say bye to a router that has drained us; while others have not, it may want us again."""
+        if any(link.draining for link in links.up) and not links.over:
+            busy = {link for link, _ in (*waiting, *works)}
+            for link in [link for link in links.up if link.draining and link not in busy]:
+                links.end(link, "drained", delay_s=_REFUSED_S)
+
+    def _answer_oldest(self, links: Links, session: Session, works: deque[tuple[Link, Work]]) -> None:
+        """Answer the batch that is done; while the device still works on it, wait a moment for it or for the next batch."""
+        link, work = works[0]
+        if not session.done(work.ticket, 0):
+            pause_s = (time.perf_counter_ns() - max(work.begun_ns, self._free_since_ns)) / 1e9 * _POLL_SHARE
+            links.pause(min(max(pause_s, _POLL_S), _MAX_POLL_S))
+            return
+        del works[0]
+        self._watch(on=True)
+        if link.up:
+            answer = execute(session, work, free_since_ns=self._free_since_ns)
             self._free_since_ns = time.perf_counter_ns()
             self._watch(on=False)
-            _send(link, answer)
-            self._watch(on=bool(works))
+            try:
+                link.send(answer)
+            except OSError:
+                links.end(link)
         else:
-            since_ns = max(works[0].begun_ns, self._free_since_ns)
-            pause_s = (time.perf_counter_ns() - since_ns) / 1e9 * _POLL_SHARE
-            select.select([link], [], [], min(max(pause_s, _POLL_S), _MAX_POLL_S))
-
-    def _abandon(self, session: Session, works: deque[Work]) -> bool:
-        """The router is gone and gives what we hold to others: let the device finish, then dial again."""
-        while works:
+            # Its router is gone and gives what we hold to others: only let the device finish.
             with contextlib.suppress(InputRejected, ExecutionFailed):
-                session.collect(works.popleft().ticket)
-        self._watch(on=False)
-        return True
+                session.collect(work.ticket)
+        self._watch(on=bool(works))
 
     def _watch(self, *, on: bool) -> None:
         """Let the kernel end this process (SIGALRM's default action) when a batch takes too long, even where the device's
@@ -229,24 +225,12 @@ class ReplicaProcess:
         """
         signal.setitimer(signal.ITIMER_REAL, self._settings.stall_s if on else 0)
 
-    def _read(self, link: socket.socket, reader: FrameReader, *, wait: bool) -> Sequence[Frame] | None:
-        """Return the frames that have arrived; None at the end of the connection."""
+    def _read(self, links: Links, *, wait: bool) -> Sequence[tuple[Link, Frame | None]]:
         self._waiting = wait
         try:
-            size = link.recv_into(self._buffer, 0, 0 if wait else socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return ()
+            return links.read(wait=wait)
         finally:
             self._waiting = False
-        return tuple(reader.feed(self._buffer[:size])) if size else None
-
-
-def _send(link: socket.socket, pieces: Sequence[Buffer]) -> None:
-    if sum(map(len, pieces)) <= _JOIN_BYTES:
-        link.sendall(b"".join(pieces))
-    else:
-        for piece in pieces:
-            link.sendall(piece)
 
 
 def main(argv: list[str] | None = None) -> int:

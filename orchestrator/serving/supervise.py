@@ -211,6 +211,7 @@ class Supervised:
         return {
             "replica": f"{self._name}.{self._restarts}",
             "link": self._settings.link,
+            "links": list(self._settings.links),
             "endpoint": placement.endpoint,
             "bundle": placement.bundle,
             "path": placement.path,
