@@ -16,9 +16,15 @@ from orchestrator.app.cann_provider import PROVIDER, Probe, probe
 from orchestrator.app.doctor_finding import Finding, State
 from orchestrator.ascend import versions
 from orchestrator.ascend.atc_install import find_atc
-from orchestrator.ascend.devices import Nodes, device_nodes, runtime_selection_problem, visible_devices
+from orchestrator.ascend.devices import (
+    Nodes,
+    device_nodes,
+    devices_for,
+    has_soc,
+    runtime_selection_problem,
+    visible_devices,
+)
 from orchestrator.ascend.npu_smi import NpuSmi, query
-from orchestrator.ascend.soc import is_soc
 from orchestrator.ascend.versions import Cann, Judgement, find_cann, installed_part
 from orchestrator.core.errors import DeviceError, OrchestratorError
 from orchestrator.environment import Environment
@@ -183,12 +189,12 @@ def _pools(environment: Environment, table: NpuSmi) -> Iterator[Finding]:
     for name, pool in environment.pools.items():
         if pool.rehearsal:
             continue
-        family_only = any(pool.soc.startswith(found) for found in names if not is_soc(found))
-        if pool.soc not in names and not family_only:
-            found = f"wants {pool.soc}, npu-smi shows {', '.join(sorted(names))}"
+        absent = [soc for soc in pool.socs if not has_soc(soc, names)]
+        if absent:
+            found = f"wants {', '.join(absent)}, npu-smi shows {', '.join(sorted(names))}"
             yield Finding(f"pool {name}", "bad", found, "set the pool's `soc` to what the machine has")
-        elif pool.slots > len(table.chips):
-            found = f"wants {pool.slots} slots, there are {len(table.chips)} chips"
+        elif devices_for(pool.all_slots, pool.fraction) > len(table.chips):
+            found = f"wants {pool.all_slots} slots, there are {len(table.chips)} chips"
             yield Finding(f"pool {name}", "bad", found, "lower `slots`")
 
 

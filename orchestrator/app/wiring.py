@@ -107,7 +107,8 @@ class Workplace:
         Raises:
             PlanError: The environment has no such site.
         """
-        from orchestrator.cluster.local import LocalPool, LocalSite
+        from orchestrator.cluster.local import LocalSite
+        from orchestrator.cluster.pool import local_pool
         from orchestrator.cluster.serving import local_serving
 
         sites = self.environment.sites
@@ -115,7 +116,7 @@ class Workplace:
         if name not in sites:
             raise PlanError(f"the environment has no site {name!r}", hint=f"sites: {', '.join(sites)}")
         pools = {
-            pool_name: LocalPool(slots=pool.slots, rehearsal=pool.rehearsal, soc=pool.soc)
+            pool_name: local_pool(pool)
             for pool_name, pool in self.environment.pools.items()
             if pool.site == name
         }

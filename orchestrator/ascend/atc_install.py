@@ -41,7 +41,7 @@ class AtcInstall:
         Raises:
             InternalError: The script fails or does not end.
         """
-        return _sourced(self.set_env, base) if self.set_env is not None else dict(base)
+        return source_script(self.set_env, base) if self.set_env is not None else dict(base)
 
 
 def find_atc(configured: str | None, environment: Mapping[str, str] | None = None) -> AtcInstall | None:
@@ -98,8 +98,12 @@ def _version(folders: list[Path]) -> str:
     return "unknown"
 
 
-def _sourced(script: Path, base: Mapping[str, str]) -> dict[str, str]:
-    """Run the script in a shell of its own and read the variables that it leaves."""
+def source_script(script: Path, base: Mapping[str, str]) -> dict[str, str]:
+    """Run a script in a shell of its own and return the variables that it leaves, `base` being those before.
+
+    Raises:
+        InternalError: It fails or does not end.
+    """
     command = ["bash", "-c", 'source "$1" >/dev/null && env -0', "set_env", str(script)]
     try:
         done = subprocess.run(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from orchestrator.ascend.soc import is_soc
 
 MANAGERS: Final = ("davinci_manager", "devmm_svm", "hisi_hdc")
 """Nodes that every program needs beside `davinci<N>`; a container must be given all of them."""
@@ -85,6 +87,17 @@ def _token_problem(token: str, before: list[int], count: int | None) -> str:
     if count is not None and number >= count:
         return f"device {number} of {count}: the runtime fails with error 207004"
     return ""
+
+
+def has_soc(name: str, shown: Collection[str]) -> bool:
+    """Tell whether a SoC may be among the names that npu-smi shows; A3 and older tables name only a family."""
+    return name in shown or any(name.startswith(found) for found in shown if not is_soc(found))
+
+
+def devices_for(slots: int, fraction: float) -> int:
+    """Return how many devices hold so many slots that each take `fraction` of one; no slot lies on two."""
+    per_device = int(1 / fraction + 1e-9)
+    return -(-slots // per_device)
 
 
 def runtime_selection_problem(text: str) -> str:

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from orchestrator.cluster.devices import check_devices, npu_devices
+from orchestrator.cluster.pool import LocalPool
 from orchestrator.cluster.ray_head import AUTH, LOOPBACK, clean_environment
 from orchestrator.cluster.site import (
     PARTS,
-    LocalPool,
     LocalSite,
     PoolStatus,
     SiteStatus,
@@ -65,11 +65,12 @@ def up(
     check_name(site.name, "site")
     deadline = time.monotonic() + timeout_s
     if not _supervised(site):
-        check_devices(site.pools, npu_devices())
+        devices = npu_devices()
+        check_devices(site.pools, devices)
         with _locked(site):
             faults.point("cluster.up.locked")
             if not _supervised(site):
-                _start(site)
+                _start(site, len(devices))
     return _wait(site, wait_for, deadline, timeout_s, on_wait)
 
 
@@ -117,14 +118,14 @@ def _supervised(site: LocalSite) -> bool:
     return True
 
 
-def _start(site: LocalSite) -> None:
+def _start(site: LocalSite, npus: int) -> None:
     _clear(site)
     private_folder(site.folder)
     private_folder(site.logs)
     write_atomic(site.token_path, new_token().encode(), mode=0o600)
     settings = site.folder / "supervisor.json"
-    asked = {"name": site.name, "state": str(site.state), "pools": site.pools_json(), "tools": dict(site.tools)}
-    asked["serving"] = asdict(site.serving)
+    asked: dict[str, Any] = {"name": site.name, "state": str(site.state), "pools": site.pools_json()}
+    asked |= {"tools": dict(site.tools), "serving": asdict(site.serving), "npus": npus}
     write_json(settings, asked, mode=0o600)
     open_runtime(site.runtime)
     faults.point("cluster.up.prepared")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import orchestrator
-from orchestrator.cluster.devices import pool_resource
+from orchestrator.cluster.devices import NPU_RESOURCE, pool_resource
 from orchestrator.cluster.ports import RayPorts
 from orchestrator.cluster.site import MARKER, LocalSite
 
@@ -57,7 +57,7 @@ def head_environment(site: LocalSite, ports: RayPorts) -> dict[str, str]:
 
 
 def head_command(site: LocalSite, ports: RayPorts) -> list[str]:
-    """Return the command of the Ray head; CPUs and GPUs are what Ray detects."""
+    """Return the command of the Ray head; CPUs and GPUs are what Ray detects, NPUs what `up` has counted."""
     flags: Mapping[str, object] = {
         "port": ports.gcs,
         "dashboard-host": "127.0.0.1",
@@ -72,7 +72,7 @@ def head_command(site: LocalSite, ports: RayPorts) -> list[str]:
         "max-worker-port": ports.last_worker,
         "temp-dir": ray_folder(site),
         "object-store-memory": _OBJECT_STORE_BYTES,
-        "resources": json.dumps(_rehearsal_slots(site), sort_keys=True),
+        "resources": json.dumps(_slots(site), sort_keys=True),
         "log-color": "false",
     }
     start = [sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--head", "--block", "--no-monitor"]
@@ -84,5 +84,7 @@ def ray_folder(site: LocalSite) -> Path:
     return site.runtime / "r"
 
 
-def _rehearsal_slots(site: LocalSite) -> dict[str, int]:
-    return {pool_resource(name, pool): pool.slots for name, pool in site.pools.items() if pool.rehearsal}
+def _slots(site: LocalSite) -> dict[str, int]:
+    """Return the resources that Ray does not see by itself: it may lack pyACL, which it counts NPUs with."""
+    found = {pool_resource(name, pool): pool.slots for name, pool in site.pools.items() if pool.rehearsal}
+    return found | ({NPU_RESOURCE: site.npus} if site.npus else {})

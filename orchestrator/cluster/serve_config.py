@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from orchestrator.cluster.devices import pool_device, pool_resource
+from orchestrator.cluster.devices import pool_device, pool_resource, pool_share
 from orchestrator.cluster.site import LocalSite
 
 
@@ -19,14 +19,20 @@ def _application(site: LocalSite, name: str) -> dict[str, Any]:
         "name": name,
         "route_prefix": None,
         "import_path": "orchestrator.serving.agent:app",
+        "external_scaler_enabled": pool.scale is not None,
         "args": {
             "pool": name,
             "link": str(link_socket(site)),
             "state": str(site.folder / "agents" / name),
             "device": pool_device(pool),
             "slots": pool.slots,
+            "socs": {str(slot): soc for slot, soc in enumerate(pool.socs) if soc},
+            "models": pool.models,
+            "memory_bytes": pool.memory_bytes,
             "tools": dict(site.tools),
             "resource": pool_resource(name, pool),
+            "share": pool_share(pool),
+            "start": pool.least_slots,
         },
     }
 

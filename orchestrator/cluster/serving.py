@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from orchestrator.environment.serving import Serving
+if TYPE_CHECKING:
+    from orchestrator.environment.serving import Serving
 
 
 @dataclass(frozen=True, slots=True)

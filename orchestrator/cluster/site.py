@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
+from orchestrator.cluster.pool import LocalPool
 from orchestrator.cluster.serving import LocalServing
 from orchestrator.core.errors import InfraError
 from orchestrator.core.files import write_json
@@ -28,15 +29,6 @@ PartState = Literal["down", "starting", "up", "restarting", "failed", "none"]
 
 
 @dataclass(frozen=True, slots=True)
-class LocalPool:
-    """A pool of the local site: `slots` devices of one SoC, or their rehearsal on a CPU."""
-
-    slots: int = 1
-    rehearsal: bool = True
-    soc: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class LocalSite:
     """Settings of the local site.
 
@@ -44,6 +36,7 @@ class LocalSite:
         state: The environment's state folder, absolute.
         tools: Programs by name.
         serving: How clients are answered.
+        npus: Ascend devices of the machine, as `up` found them.
     """
 
     name: str
@@ -51,6 +44,7 @@ class LocalSite:
     pools: Mapping[str, LocalPool] = field(default_factory=dict[str, LocalPool])
     tools: Mapping[str, str] = field(default_factory=dict[str, str])
     serving: LocalServing = field(default_factory=LocalServing)
+    npus: int = 0
 
     @property
     def id(self) -> str:

@@ -20,9 +20,10 @@ from typing import Any, Final, cast
 
 from orchestrator.cluster.devices import pool_device
 from orchestrator.cluster.parts import Applications, Child, RayChild, RouterChild
+from orchestrator.cluster.pool import LocalPool
 from orchestrator.cluster.serve_config import admin_socket
 from orchestrator.cluster.serving import LocalServing
-from orchestrator.cluster.site import LocalPool, LocalSite, PartState, PoolStatus, SiteRecord, SiteStatus
+from orchestrator.cluster.site import LocalSite, PartState, PoolStatus, SiteRecord, SiteStatus
 from orchestrator.cluster.sweep import end_children
 from orchestrator.core import faults
 from orchestrator.core.errors import OrchestratorError
@@ -96,7 +97,7 @@ class Supervisor:
     def _agents_state(self) -> PartState:
         if not self._site.pools:
             return "none"
-        if all(self._agents[name] >= pool.slots for name, pool in self._site.pools.items()):
+        if all(self._agents[name] >= pool.least_slots for name, pool in self._site.pools.items()):
             self._were_ready = True
             return "up" if self._router.state == "up" else "restarting"
         if self._applications.state == "failed":
@@ -144,9 +145,11 @@ class Supervisor:
 def read_site(path: Path) -> LocalSite:
     """Read the settings that `up` wrote for us."""
     data = json.loads(path.read_bytes())
-    pools = {name: LocalPool(**pool) for name, pool in data["pools"].items()}
+    pools = {name: LocalPool.from_json(pool) for name, pool in data["pools"].items()}
     serving = LocalServing(**data["serving"])
-    return LocalSite(data["name"], Path(data["state"]), pools, data.get("tools") or {}, serving)
+    return LocalSite(
+        data["name"], Path(data["state"]), pools, data.get("tools") or {}, serving, int(data.get("npus", 0))
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

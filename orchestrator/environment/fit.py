@@ -31,6 +31,8 @@ def _misfits(loaded: LoadedRecipe, environment: Environment) -> Iterator[tuple[L
         yield ("rollout", "pool"), f"the environment has no pool `{rollout.pool}`{near or ' (it has none at all)'}"
         return
     socs = {target.soc for target in loaded.recipe.targets}
-    if socs and pool.soc not in socs and None not in socs:
+    lacking = [soc for soc in pool.socs if soc not in socs]
+    if socs and lacking and None not in socs:
         made_for = ", ".join(sorted(str(soc) for soc in socs))
-        yield ("rollout", "pool"), f"pool `{rollout.pool}` has {pool.soc}, but the targets are made for {made_for}"
+        has = ", ".join(lacking)
+        yield ("rollout", "pool"), f"pool `{rollout.pool}` has {has}, but the targets are made for {made_for}"

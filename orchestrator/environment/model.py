@@ -10,8 +10,9 @@ from pydantic import AfterValidator, Field, PrivateAttr
 from pydantic_core import PydanticCustomError
 
 from orchestrator.core.redact import redact_url
+from orchestrator.environment.pool import Pool
 from orchestrator.environment.serving import Serving
-from orchestrator.recipe.fields import FilePath, Flag, Model, Name, Soc, Text, Version, Whole
+from orchestrator.recipe.fields import FilePath, Flag, Model, Name, Text, Version
 
 _TRACKING: Final = re.compile(r"sqlite|none|https?://[^\s/]+\S*")
 _LEDGER: Final = re.compile(r"sqlite:////\S+|postgresql(?:\+psycopg)?://\S+")
@@ -73,23 +74,15 @@ class Site(Model):
     serving: Serving = Field(Serving(), description="How clients are answered.")  # pyright: ignore[reportCallIssue]
 
 
-class Pool(Model):
-    """Named device slots on a serve site."""
-
-    site: Name = Field(description="The site that has the devices.")
-    soc: Soc = Field(description="SoC of every device in the pool, as npu-smi and ATC name it.")
-    rehearsal: Flag = Field(
-        False, description="Serve from a CPU in place of the NPU, and say so everywhere; false refuses without an NPU."
-    )
-    slots: Whole = Field(1, ge=1, le=1024, description="Number of devices to use.")
-
-
 class Tools(Model):
     """Programs of the Ascend toolchain; each has an interpreter of its own, because their libraries do not mix."""
 
     mindspore_lite_python: FilePath | None = Field(None, description="Python that has mindspore_lite.")
     onnxruntime_cann_python: FilePath | None = Field(None, description="Python that has onnxruntime-cann (NumPy < 2).")
     atc: FilePath | None = Field(None, description="The ATC compiler of CANN.")
+    cann_env: FilePath | None = Field(
+        None, description="CANN's set_env.sh, for replicas on real devices; the installed CANN's when absent."
+    )
 
 
 class Environment(Model):

@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from orchestrator.core.digests import is_digest
 from orchestrator.core.ids import is_name
-from orchestrator.core.units import parse_duration_s
+from orchestrator.core.units import parse_duration_s, parse_size_bytes
 from orchestrator.recipe.problems import did_you_mean, show
 from orchestrator.recipe.rewrite_names import REWRITE_NAMES
 
@@ -100,6 +100,12 @@ def _glob(value: str) -> str:
     return value
 
 
+def serve_file(value: object) -> str:
+    """Check a pattern below the recipe's folder, or `package:NAME/path`."""
+    text = _text(value)
+    return text if re.fullmatch(r"package:[^/\s]+/\S+", text) else _glob(text)
+
+
 def _path(value: str) -> str:
     if not value or "\0" in value:
         raise _wrong(f"{show(value)} is not a path")
@@ -132,6 +138,18 @@ def _duration(value: object) -> float:
     if not 0 < seconds <= 366 * 86400:
         raise _wrong(f"a time limit must be more than 0 and at most a year, not {show(value)}")
     return seconds
+
+
+def _byte_size(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise _wrong(f"{show(value)} is not a size (write 512MiB or 2GiB)")
+    try:
+        size = parse_size_bytes(value)
+    except ValueError as error:
+        raise _wrong(str(error)) from error
+    if not 0 < size <= 1 << 50:
+        raise _wrong(f"a size must be more than 0 and at most 1024TiB, not {show(value)}")
+    return size
 
 
 def _command(value: object) -> tuple[str, ...]:
@@ -202,6 +220,9 @@ Size = Annotated[int, Field(strict=True), AfterValidator(_positive), Field(json_
 Dim = Annotated[int | str, PlainValidator(_dim), WithJsonSchema({"type": ["integer", "string"], "minimum": 1})]
 Duration = Annotated[
     float, PlainValidator(_duration), WithJsonSchema({"type": ["number", "string"], "examples": ["90s", "1h30m"]})
+]
+ByteSize = Annotated[
+    int, PlainValidator(_byte_size), WithJsonSchema({"type": ["integer", "string"], "examples": ["512MiB", "8GiB"]})
 ]
 Keep = Annotated[
     Any,

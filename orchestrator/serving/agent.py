@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final, cast
 
 from ray import serve
@@ -13,6 +14,7 @@ from ray.serve import Application
 from orchestrator.core.errors import InfraError, UsageError
 from orchestrator.serving.agent_core import AgentCore
 from orchestrator.serving.config import AgentSettings, parse_settings
+from orchestrator.serving.runtimes.api import REHEARSAL
 
 _JOIN_S: Final = 15.0
 _KEYS: Final = ("pool", "link", "links", "state", "device", "slots", "tools", "stall_s", "load_s", "quarantine_s")
@@ -22,7 +24,7 @@ class PoolAgent:
     """Runs an `AgentCore` in a thread of its own: replicas die with the thread that started them, and Serve's loop stays free."""
 
     def __init__(self, args: dict[str, object]) -> None:
-        self._settings = parse_settings(AgentSettings, args, "agent")
+        self._settings = _on_its_device(parse_settings(AgentSettings, args, "agent"))
         self._loop = asyncio.new_event_loop()
         self._stop: asyncio.Event | None = None
         self._error: BaseException | None = None
@@ -55,24 +57,42 @@ def app(args: Mapping[str, Any]) -> Application:
     """Build the Serve application of a pool.
 
     Args:
-        args: those of `AgentSettings` in `_KEYS`, and resource: the Ray resource of which each slot is one unit.
+        args: those of `AgentSettings`; resource: the Ray resource, of which each slot takes `share` (1 when absent); start: how
+            many agents to begin with, all slots when absent.
 
     Raises:
         UsageError: A key is missing, unknown or of the wrong type.
     """
     values = dict(args)
-    resource = values.pop("resource", None)
+    resource, share, first = values.pop("resource", None), values.pop("share", 1), values.pop("start", None)
     if not isinstance(resource, str) or not resource:
         raise UsageError(
             f"resource: {resource!r} must name a Ray resource", hint="NPU, or the pool's rehearsal resource"
         )
+    if not isinstance(share, int | float) or not 0 < share <= 1:
+        raise UsageError(f"share: {share!r} must be more than 0 and at most 1", hint="the part of a device for a slot")
     settings = parse_settings(AgentSettings, values, "agent")
     # Ray types its decorator only for functions.
     deployment: Any = cast("Any", serve).deployment(
         PoolAgent,
-        num_replicas=settings.slots,
-        ray_actor_options={"num_cpus": 0, "resources": {resource: 1}},
+        num_replicas=int(first or settings.slots),
+        # Ray itself tells an agent of an NPU which device it got: ASCEND_RT_VISIBLE_DEVICES.
+        ray_actor_options={"num_cpus": 0, "resources": {resource: share}},
         health_check_period_s=5,
         graceful_shutdown_timeout_s=20,
     )
-    return cast("Application", deployment.bind({key: values[key] for key in _KEYS if key in values}))
+    return cast("Application", deployment.bind(values))
+
+
+def _on_its_device(settings: AgentSettings) -> AgentSettings:
+    """Return the settings of the slot that this process really got.
+
+    Raises:
+        DeviceError: The device that Ray gave is none of the pool's SoCs.
+    """
+    if settings.device == REHEARSAL:
+        return settings
+    from orchestrator.serving.slot_device import soc_of_slot
+
+    found = soc_of_slot(tuple(dict.fromkeys(settings.socs.values())) or (settings.device,))
+    return replace(settings, device=found, socs={str(slot): found for slot in range(settings.slots)})

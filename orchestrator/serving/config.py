@@ -154,6 +154,7 @@ class ReplicaSettings:
         load_s: Likewise for loading, warm-up and self-check together.
         parent_pid: When not 0, the replica dies with this parent.
         status_fd: When not 0, a pipe to the agent: one JSON object a line.
+        slot: The device slot that it shares with other replicas; empty where it shares with nobody.
     """
 
     replica: str
@@ -172,6 +173,7 @@ class ReplicaSettings:
     parent_pid: int = 0
     status_fd: int = 0
     links: Sequence[str] = ()
+    slot: str = ""
 
     def check(self) -> None:
         """Raise `UsageError` when a value cannot work."""

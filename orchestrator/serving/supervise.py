@@ -16,9 +16,12 @@ from typing import Final
 import orjson
 
 from orchestrator.core.digests import short
+from orchestrator.core.errors import DeviceError
 from orchestrator.core.files import private_folder, write_json
 from orchestrator.core.redact import redact_text
 from orchestrator.serving.config import AgentSettings
+from orchestrator.serving.runtimes.api import REHEARSAL
+from orchestrator.serving.slot_device import cann_variables
 from orchestrator.serving.wire import Placement, ReplicaReport
 
 _log: Final = logging.getLogger("orchestrator.serving.agent")
@@ -55,6 +58,7 @@ class Supervised:
     ) -> None:
         self.placement = placement
         build = "-".join(short(digest) for digest in placement.build if digest)
+        self._slot = name
         self._name = f"{name}.{placement.endpoint}.{build}"
         self._settings = settings
         self._changed = changed
@@ -188,6 +192,13 @@ class Supervised:
         write_json(config, self._replica_settings(write_end), mode=0o600)
         self._error, self._blames_device = "", False
         self._set("starting" if not self._failures else self._state, self._error)
+        try:
+            variables = await asyncio.to_thread(self._variables)
+        except DeviceError as error:
+            os.close(read_end)
+            os.close(write_end)
+            self._set("failed", str(error))
+            return error.exit_code
         with self._log_path.open("wb") as log:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -199,12 +210,23 @@ class Supervised:
                 stdout=log,
                 stderr=log,
                 pass_fds=(write_end,),
+                env=variables,
             )
         os.close(write_end)
         await self._follow(read_end)
         code = await self._process.wait()
         self._process = None
         return code
+
+    def _variables(self) -> dict[str, str] | None:
+        """Return the replica's environment: our own, and with a real device CANN's on top.
+
+        Raises:
+            DeviceError: There is no CANN.
+        """
+        if self.placement.device == REHEARSAL:
+            return None
+        return cann_variables(self._settings.tools.get("cann_env", ""))
 
     def _replica_settings(self, status_fd: int) -> dict[str, object]:
         placement = self.placement
@@ -225,6 +247,7 @@ class Supervised:
             "load_s": self._settings.load_s,
             "parent_pid": os.getpid(),
             "status_fd": status_fd,
+            "slot": self._slot,
         }
 
     async def _follow(self, read_end: int) -> None:
