@@ -25,7 +25,10 @@ def source_digests(recipe: Recipe, folder: Path) -> Callable[[Sequence[str], Seq
         return digests[path]
 
     def sources(entrypoints: Sequence[str], command: Sequence[str]) -> Mapping[str, str]:
-        files = source_files(folder, entrypoints, recipe.files, command=command)
+        stages = {recipe.serve.preprocess, recipe.serve.postprocess} if recipe.serve is not None else set[str | None]()
+        further = recipe.serve.files if recipe.serve is not None and stages.intersection(entrypoints) else ()
+        patterns = [*recipe.files, *(name for name in further if not is_in_package(name))]
+        files = source_files(folder, entrypoints, patterns, command=command)
         return {name: digest(path) for name, path in files.items()}
 
     return sources

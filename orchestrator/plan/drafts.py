@@ -9,6 +9,7 @@ from orchestrator.core.errors import PlanError
 from orchestrator.environment import Environment
 from orchestrator.plan import conversion
 from orchestrator.plan.model import Draft, Input, Retries
+from orchestrator.plan.serving import bundle_entrypoints, serve_spec
 from orchestrator.recipe import Recipe
 from orchestrator.recipe.model import Target
 
@@ -174,15 +175,15 @@ class _Drafts:
 
     def _bundle(self) -> Draft:
         spec = {**self._model_spec(), "name": self._recipe.name, "description": self._recipe.description}
-        spec |= {"samples": self._recipe.samples, "samples_count": _GOLDEN_SAMPLES}
+        spec |= {"samples": self._recipe.samples, "samples_count": _GOLDEN_SAMPLES, **serve_spec(self._recipe)}
         inputs = [self._onnx()]
         if self._torch:
             inputs.append(self._weights())
         if self._recipe.evaluate is not None:
             inputs.append(Input("evaluation", "evaluate", "report"))
         inputs += conversion.forecast_inputs(self._recipe.targets)
-        samples = [self._recipe.samples] if self._recipe.samples else []
-        return self._worker("bundle", spec, entrypoints=[*samples, *self._factories()], inputs=tuple(inputs))
+        entrypoints = [*bundle_entrypoints(self._recipe), *self._factories()]
+        return self._worker("bundle", spec, entrypoints=entrypoints, inputs=tuple(inputs))
 
     def _forecast(self, target: Target) -> Draft:
         spec = {**conversion.forecast_spec(self._recipe, target, self._model_spec()), **self._cann}

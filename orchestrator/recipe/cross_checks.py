@@ -9,7 +9,7 @@ from orchestrator.core.errors import RecipeError
 from orchestrator.recipe.entrypoints import find_fault
 from orchestrator.recipe.model import RESERVED_STEPS, Recipe
 from orchestrator.recipe.problems import Loc, did_you_mean
-from orchestrator.recipe.source_path import source_path
+from orchestrator.recipe.source_path import is_in_package, source_path
 
 Finding = tuple[Loc, str]
 """A path and what is wrong there."""
@@ -26,6 +26,7 @@ def cross_check(recipe: Recipe, folder: Path) -> Iterator[Finding]:
     yield from _needs(recipe)
     yield from _parts(recipe)
     yield from _targets(recipe)
+    yield from _serve(recipe)
     yield from _entrypoints(recipe, folder)
     yield from _files(recipe, folder)
 
@@ -43,6 +44,11 @@ def entrypoints_of(recipe: Recipe) -> Iterator[tuple[Loc, str]]:
         yield ("evaluate", "entrypoint"), recipe.evaluate.entrypoint
     if recipe.samples is not None:
         yield ("samples",), recipe.samples
+    if recipe.serve is not None:
+        for name in ("preprocess", "postprocess", "samples"):
+            entrypoint = getattr(recipe.serve, name)
+            if entrypoint is not None:
+                yield ("serve", name), entrypoint
 
 
 def _step_names(recipe: Recipe) -> Iterator[Finding]:
@@ -97,7 +103,11 @@ def _parts(recipe: Recipe) -> Iterator[Finding]:
         yield ("source",), "`train` and `source` exclude each other; keep one"
         return
     produces = recipe.train is not None or recipe.source is not None
-    idle = [] if produces else [name for name in ("evaluate", "rollout", "targets", "samples") if getattr(recipe, name)]
+    idle = (
+        []
+        if produces
+        else [name for name in ("evaluate", "rollout", "targets", "samples", "serve") if getattr(recipe, name)]
+    )
     for name in idle:
         yield (name,), "needs a model to work on: add `train` or `source`"
     section = "train" if recipe.train is not None else "source"
@@ -122,6 +132,22 @@ def _targets(recipe: Recipe) -> Iterator[Finding]:
             yield ("targets", index, "parity", "metric_drop"), "needs `evaluate`, which measures the metrics"
 
 
+def _serve(recipe: Recipe) -> Iterator[Finding]:
+    serve = recipe.serve
+    if serve is None:
+        return
+    for name, stage in (("inputs", "preprocess"), ("outputs", "postprocess"), ("samples", "preprocess")):
+        if getattr(serve, name) is not None and getattr(serve, stage) is None:
+            yield ("serve", name), f"needs `{stage}`, which would make the difference"
+    if serve.preprocess is not None and serve.samples is None:
+        yield (
+            ("serve", "preprocess"),
+            "needs `samples` beside it: what clients send, to prove the stage before it serves",
+        )
+    if serve.files and serve.preprocess is None and serve.postprocess is None:
+        yield ("serve", "files"), "needs a stage that reads them: `preprocess` or `postprocess`"
+
+
 def _named_dims(recipe: Recipe) -> set[str] | None:
     if recipe.model is None:
         return None
@@ -139,6 +165,14 @@ def _files(recipe: Recipe, folder: Path) -> Iterator[Finding]:
     for index, pattern in enumerate(recipe.files):
         if next(_matching(folder, pattern), None) is None:
             yield ("files", index), f"no file below the recipe's folder matches `{pattern}`"
+    for index, pattern in enumerate(recipe.serve.files if recipe.serve is not None else ()):
+        if is_in_package(pattern):
+            fault = _missing(pattern, folder)
+        else:
+            matches = next(_matching(folder, pattern), None) is not None
+            fault = "" if matches else f"no file below the recipe's folder matches `{pattern}`"
+        if fault:
+            yield ("serve", "files", index), fault
     source = recipe.source
     for name in ("onnx", "safetensors", "torch"):
         file = getattr(source, name, None)

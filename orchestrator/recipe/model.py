@@ -34,6 +34,7 @@ from orchestrator.recipe.fields import (
     Whole,
     Word,
 )
+from orchestrator.recipe.serve import Serve
 
 RESERVED_STEPS = frozenset(
     [
@@ -265,4 +266,5 @@ class Recipe(Model):
         None, description="module:function; samples(n) yields {input: ndarray}: real inputs for parity and self-checks."
     )
     targets: tuple[Target, ...] = Field((), description="What to compile for; several make variants of one generation.")
+    serve: Serve | None = Field(None, description="What runs before and after the model, and how it is served.")
     rollout: Rollout | None = Field(None, description="Where to serve.")

@@ -16,6 +16,7 @@ from orchestrator.graph.export import example_inputs
 from orchestrator.graph.run_onnx import OnnxModel
 from orchestrator.graph.spec import TensorSpec
 from orchestrator.steps.api import BUNDLE, Output, StepContext, StepResult
+from orchestrator.steps.bundle_serve import serve_files
 from orchestrator.steps.model_inputs import Array, predictor_of, real_samples
 
 _FORECAST: Final = "forecast-"
@@ -26,8 +27,8 @@ def run(ctx: StepContext) -> StepResult:
     """Pack ONNX, weights, golden samples and reference outputs into an OCI layout.
 
     Raises:
-        UserCodeError: `samples` failed.
-        GateError: A sample does not fit, or a reference output is not finite.
+        UserCodeError: `samples` or a stage of `serve:` failed.
+        GateError: A sample does not fit, a reference output is not finite, or a file cannot be carried.
     """
     onnx = ctx.inputs["onnx"]
     graph = OnnxModel(onnx / "model.onnx")
@@ -36,13 +37,14 @@ def run(ctx: StepContext) -> StepResult:
     golden_file = ctx.out / "golden.safetensors"
     golden = write_golden(golden_file, inputs, predict(inputs))
     weights = ctx.inputs.get("checkpoint")
+    card = _card(ctx, graph, golden.count, real=real, reference=reference)
     parts = BundleParts(
         name=str(ctx.spec["name"]),
         onnx=onnx,
         golden=golden_file,
-        card=_card(ctx, graph, golden.count, real=real, reference=reference),
+        card=card,
         model=weights / "model.safetensors" if weights is not None else None,
-        extra=_forecasts(ctx),
+        extra=_forecasts(ctx) | serve_files(ctx, card, inputs, predict),
     )
     folder = ctx.out / "bundle"
     digest = build_layout(parts, folder)
