@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from orchestrator.serving.errors import RequestError
@@ -20,30 +21,52 @@ class Dispatcher:
     """Owns every request between its arrival and its answer.
 
     All methods run on the event loop; `now` is `time.monotonic()`.
+
+    Args:
+        soon: Calls back once the requests that have arrived together are all queued: what comes in one turn of the event
+            loop leaves in one batch.
     """
 
-    def __init__(self, recorder: Recorder, *, queue_limit: int, replica_grace_s: float) -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        *,
+        queue_limit: int,
+        replica_grace_s: float,
+        soon: Callable[[Callable[[], None]], object],
+    ) -> None:
         self._recorder = recorder
         self._queue_limit = queue_limit
         self._replica_grace_s = replica_grace_s
+        self._soon = soon
+        self._fresh: dict[Lane, float] = {}
         self._number = 0
         self.lanes: list[Lane] = []
 
     # --- requests ---
 
     def submit(self, request: Request) -> None:
-        """Queue a request, and send it at once where a replica is free.
+        """Queue a request; it is sent in this turn of the event loop where a replica is free.
 
         Raises:
             RequestError: 429 when the queue is full, 503 when no replica can come in time.
         """
         lane = request.lane
         if len(lane.queue) >= self._queue_limit:
+            self._pump_lane(lane, request.arrived)
+        if len(lane.queue) >= self._queue_limit:
             raise RequestError("too many requests are waiting", status=429, kind="queue_full", retry_after_s=1)
         if not lane.replicas and request.arrived - lane.lonely_since > self._replica_grace_s:
             raise no_replica(lane)
         enqueue(lane.queue, request)
-        self._pump_lane(lane, request.arrived)
+        if not self._fresh:
+            self._soon(self._pump_fresh)
+        self._fresh[lane] = request.arrived
+
+    def _pump_fresh(self) -> None:
+        fresh, self._fresh = self._fresh, {}
+        for lane, now in fresh.items():
+            self._pump_lane(lane, now)
 
     def _finish(
         self,

@@ -50,8 +50,12 @@ class Router:
     def __init__(self, settings: RouterSettings) -> None:
         self.settings = settings
         self.recorder = Recorder()
+        self._loop = asyncio.get_running_loop()
         self.dispatcher = Dispatcher(
-            self.recorder, queue_limit=settings.queue_limit, replica_grace_s=settings.replica_grace_s
+            self.recorder,
+            queue_limit=settings.queue_limit,
+            replica_grace_s=settings.replica_grace_s,
+            soon=self._loop.call_soon,
         )
         self.routes = Routes(self.dispatcher)
         self.links = LinkServer(self.dispatcher)
@@ -65,7 +69,6 @@ class Router:
         self._limits = limits
         self._state = Path(settings.state)
         self._sweeps = 0
-        self._loop = asyncio.get_running_loop()
 
     def offer_table(self, table: RoutingTable) -> None:
         """Persist and apply a table.
