@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The programs that some tests start for real: PostgreSQL, Chromium with its driver, curl, and two Ascend tools in
-# interpreters of their own. Where they are missing and we may install them, this does; elsewhere those tests are skipped
-# and say what they want. Quick when everything is there.
+# The programs that some tests start for real: PostgreSQL, Chromium with its driver, curl; KServe's clients and two
+# Ascend tools in interpreters of their own. Where they are missing and we may install them, this does; elsewhere those
+# tests are skipped and say what they want. Quick when everything is there.
 set -u
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
@@ -47,6 +47,9 @@ if [ ${#missing[@]} -gt 0 ]; then
     echo "not installed, their tests are skipped: ${missing[*]}"
   fi
 fi
+
+# a client of ours, as its users install it; its own pins are not ours
+venv .venv-kserve "$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)" kserve==0.21.0
 
 if [ "$(uname -s)-$(uname -m)" != Linux-x86_64 ]; then
   echo "no Linux on x86-64: the tests of mindspore-lite and onnxruntime-cann are skipped"

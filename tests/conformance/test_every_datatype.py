@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
@@ -15,7 +15,7 @@ import tritonclient.grpc.aio as triton_grpc_aio
 import tritonclient.http as triton_http
 import tritonclient.http.aio as triton_http_aio
 from ml_dtypes import bfloat16
-from support.link_replica import DATATYPES, LinkReplica, row, specs
+from support.link_replica import DATATYPES
 from support.serving_site import ServingSite
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
@@ -47,24 +47,6 @@ Wanted = Sequence[tuple[str, bool]] | None
 Infer = Callable[..., Any]
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServingSite]:
-    site = ServingSite(tmp_path_factory.mktemp("datatypes") / "site")
-    replicas: list[LinkReplica] = []
-    try:
-        site.start_router()
-        models = {**{d.lower(): specs(d) for d in DATATYPES}, "all": specs(*DATATYPES)}
-        site.put({name: {"pool": "edge", "generations": [row(name)]} for name in models})
-        for name, inputs in models.items():
-            replicas.append(LinkReplica(site.short / "link.sock", name, inputs))
-            site.admin.wait_ready(name, 1, 5)
-        yield site
-    finally:
-        for replica in replicas:
-            replica.stop()
-        site.stop()
-
-
 def _http(kind: Any, sent: Sent, wanted: Wanted) -> tuple[list[Any], list[Any] | None]:
     inputs = [
         kind.InferInput(datatype.lower(), list(array.shape), datatype).set_data_from_numpy(array, binary_data=binary)
@@ -87,11 +69,11 @@ CLIENTS: dict[str, tuple[Any, Callable[..., tuple[list[Any], list[Any] | None]]]
 
 
 @pytest.fixture(params=CLIENTS)
-def infer(site: ServingSite, request: pytest.FixtureRequest) -> Infer:
+def infer(echo_site: ServingSite, request: pytest.FixtureRequest) -> Infer:
     """Ask a model through one of the clients: (model, what is sent, what is wanted, the client's own options)."""
     name: str = request.param
     kind, make = CLIENTS[name]
-    address = site.url.removeprefix("http://") if name.startswith("http") else site.grpc
+    address = echo_site.url.removeprefix("http://") if name.startswith("http") else echo_site.grpc
 
     def ask(model: str, sent: Sent, wanted: Wanted = None, **options: Any) -> Any:
         inputs, outputs = make(kind, sent, wanted)
@@ -192,13 +174,13 @@ def test_errors_are_typed_in_every_client(infer: Infer, request: pytest.FixtureR
 
 
 @pytest.mark.parametrize("datatype", BINARY_ONLY)
-def test_json_cannot_carry_half_precision(site: ServingSite, datatype: str) -> None:
+def test_json_cannot_carry_half_precision(echo_site: ServingSite, datatype: str) -> None:
     name = datatype.lower()
     tensor = {"name": name, "datatype": datatype, "shape": [1, 1], "data": [0.5]}
-    answer = httpx.post(f"{site.url}/v2/models/{name}/infer", json={"inputs": [tensor]})
+    answer = httpx.post(f"{echo_site.url}/v2/models/{name}/infer", json={"inputs": [tensor]})
     assert (answer.status_code, "must be sent as binary data" in answer.json()["error"]) == (400, True)
     array = VALUES[datatype]
-    with triton_http.InferenceServerClient(site.url.removeprefix("http://")) as client:
+    with triton_http.InferenceServerClient(echo_site.url.removeprefix("http://")) as client:
         sent, wanted = _http(triton_http, [(datatype, array, True)], [(f"{name}_out", False)])
         with pytest.raises(InferenceServerException, match="JSON cannot carry") as caught:
             client.infer(name, sent, outputs=wanted)
@@ -206,13 +188,13 @@ def test_json_cannot_carry_half_precision(site: ServingSite, datatype: str) -> N
 
 
 @pytest.mark.parametrize("datatype", FIELDS)
-def test_typed_contents_over_grpc(site: ServingSite, datatype: str) -> None:
+def test_typed_contents_over_grpc(echo_site: ServingSite, datatype: str) -> None:
     array = VALUES[datatype]
     message = service_pb2.ModelInferRequest(model_name=datatype.lower())
     tensor = message.inputs.add(name=datatype.lower(), datatype=datatype, shape=array.shape)
     field = f"{FIELDS[datatype]}_contents"
     getattr(tensor.contents, field).extend(array.reshape(-1).tolist())
-    with grpc.insecure_channel(site.grpc) as channel:
+    with grpc.insecure_channel(echo_site.grpc) as channel:
         answer = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(message)
     assert not answer.raw_output_contents
     assert list(getattr(answer.outputs[0].contents, field)) == array.reshape(-1).tolist()
