@@ -18,7 +18,9 @@ from typing import Final, TextIO
 
 from orchestrator.core.files import private_folder
 from orchestrator.serving.config import AgentSettings
+from orchestrator.serving.device_figures import DevicePoll
 from orchestrator.serving.link import FrameReader, Kind, LinkError, encode
+from orchestrator.serving.runtimes.api import REHEARSAL
 from orchestrator.serving.start import start
 from orchestrator.serving.supervise import Supervised
 from orchestrator.serving.wire import AgentHello, Placement, read_placements
@@ -39,6 +41,7 @@ class AgentCore:
         self._replicas: dict[tuple[str, str, str], Supervised] = {}
         self._version = 0
         self._changed = asyncio.Event()
+        self._figures = DevicePoll()
         self.slot = -1
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -50,12 +53,21 @@ class AgentCore:
         with lock:
             dialing = asyncio.create_task(self._dial_forever())
             waiting = asyncio.create_task(stop.wait())
+            polling = asyncio.create_task(self._poll_device())
             await asyncio.wait({dialing, waiting}, return_when=asyncio.FIRST_COMPLETED)
             waiting.cancel()
+            polling.cancel()
             dialing.cancel()
-            await asyncio.gather(dialing, waiting, *(r.end() for r in self._replicas.values()), return_exceptions=True)
+            await asyncio.gather(
+                dialing, waiting, polling, *(r.end() for r in self._replicas.values()), return_exceptions=True
+            )
             if dialing.done() and not dialing.cancelled() and (error := dialing.exception()) is not None:
                 raise error
+
+    async def _poll_device(self) -> None:
+        """A rehearsal has no device to ask."""
+        if self._settings.device != REHEARSAL:
+            await self._figures.run(self._changed.set)
 
     async def _take_slot(self, stop: asyncio.Event) -> TextIO | None:
         """Return the held lock of the first free slot: two agents never hold one device, even while Serve replaces one by the other."""
@@ -105,7 +117,7 @@ class AgentCore:
             while True:
                 self._changed.clear()
                 rows = [replica.report().to_json() for replica in self._replicas.values()]
-                writer.write(encode(Kind.REPORT, {"version": self._version, "replicas": rows}))
+                writer.write(encode(Kind.REPORT, {"version": self._version, "replicas": rows, **self._figures.head()}))
                 await writer.drain()
                 await self._changed.wait()
 

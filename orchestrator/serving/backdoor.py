@@ -11,6 +11,7 @@ import orjson
 from orchestrator.core.errors import Conflict, ServingError
 from orchestrator.serving.exchange import TEXT, Exchange
 from orchestrator.serving.front import allowed
+from orchestrator.serving.gauges import exposition
 from orchestrator.serving.table import RoutingTable
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Backdoor:
         elif path == "/events":
             self._events(exchange, query)
         else:
-            exchange.reply(200, [self._metrics()], TEXT)
+            exchange.reply(200, [exposition(self._router)], TEXT)
 
     def _put_table(self, exchange: Exchange) -> None:
         try:
@@ -93,12 +94,3 @@ class Backdoor:
             "replicas": replicas,
             "agents": [connection.status() for connection in router.links.agents],
         }
-
-    def _metrics(self) -> bytes:
-        gauges: list[tuple[str, str, int, int]] = []
-        for lane in self._router.dispatcher.lanes:
-            who = (lane.endpoint, lane.generation.generation)
-            gauges.append(("orchestrate_queued_requests", *who, len(lane.queue)))
-            gauges.append(("orchestrate_in_flight_requests", *who, lane.in_flight))
-            gauges.append(("orchestrate_ready_replicas", *who, len(lane.replicas)))
-        return self._router.recorder.metrics.text(gauges)

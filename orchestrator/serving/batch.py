@@ -9,7 +9,7 @@ from typing import Final
 
 from orchestrator.serving.answer import split_rows
 from orchestrator.serving.link import MAX_BODY_BYTES, Kind, encode_tensors
-from orchestrator.serving.runtimes.api import ExecutionFailed, InputRejected, Session
+from orchestrator.serving.runtimes.api import Copying, ExecutionFailed, InputRejected, Session
 from orchestrator.serving.signature import Signature
 from orchestrator.serving.tensors import ITEM_BYTES, Buffer, Tensor, count
 
@@ -58,7 +58,9 @@ def execute(session: Session, work: Work, *, free_since_ns: int = 0) -> list[Buf
         (same[0].name, same[0].datatype, _shape(same), [tensor.data for tensor in same])
         for same in zip(*parts, strict=True)
     ]
-    head = {"status": statuses, "compute_us": compute_us, "credit": 1}
+    head: dict[str, object] = {"status": statuses, "compute_us": compute_us, "credit": 1}
+    if isinstance(session, Copying):
+        head["copy_us"] = session.copied_us
     return encode_tensors(Kind.REPLY, head, "outputs", tensors, number=work.number)
 
 

@@ -157,6 +157,7 @@ class Dispatcher:
         replica.credits += statuses.credit
         rows = sum(batch.rows)
         batch.requests[0].lane.statistics.executed(rows, statuses.compute_us)
+        self._recorder.batch(replica, batch, statuses, len(frame.body))
         for request, error in zip(batch.requests, statuses.errors, strict=True):
             request.lane.in_flight -= 1
             if error is not None:

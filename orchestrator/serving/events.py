@@ -1,13 +1,21 @@
-"""One event per finished request, in a ring; what rollouts judge and metrics count."""
+"""One event per finished request, in a ring; what rollouts judge."""
 
 from __future__ import annotations
 
 import time
+from collections import deque
+from itertools import islice
 from typing import Final, NamedTuple
 
 from orchestrator.core.ids import new_token
+from orchestrator.serving.table import Generation
 
 RING: Final = 1 << 16
+
+Ended = tuple[float, str, int, str, int, str, Generation | None, str, int, float, int, float, bool]
+"""How a request ended, as the hot path writes it down: time, endpoint, generation's number, stage, status, error, generation,
+replica, batch size, queue_s, compute_us, total_s, synthetic. A plain tuple is the cheapest thing that Python makes.
+"""
 
 
 class Event(NamedTuple):
@@ -24,6 +32,7 @@ class Event(NamedTuple):
         compute_us: Of the batch, on the device.
         total_us: From the whole request to the answer.
         synthetic: A probe, not a user.
+        stage: `model`, `preprocess` or `postprocess`.
     """
 
     seq: int
@@ -40,6 +49,7 @@ class Event(NamedTuple):
     compute_us: int
     total_us: int
     synthetic: bool
+    stage: str
 
 
 class EventRing:
@@ -49,24 +59,44 @@ class EventRing:
 
     def __init__(self) -> None:
         self.boot = new_token(8)
-        self._ring: list[Event | None] = [None] * RING
+        self._ring: deque[Ended] = deque(maxlen=RING)
         self._first = self._next = time.time_ns() // 1000
 
-    def next_seq(self) -> int:
-        """Return the number of the event that `add` takes next."""
-        return self._next
-
-    def add(self, event: Event) -> None:
-        """Append; `event.seq` must be `next_seq()`."""
-        self._ring[event.seq % RING] = event
-        self._next += 1
+    def extend(self, rows: list[Ended]) -> None:
+        """Append many, oldest first."""
+        self._ring.extend(rows)
+        self._next += len(rows)
 
     def read(self, after: int, limit: int) -> dict[str, object]:
         """Return events with `seq > after`, oldest first, at most `limit`; `lost` = how many of them the ring has dropped."""
-        oldest = max(self._first, self._next - RING)
+        oldest = self._next - len(self._ring)
         start = max(after + 1, oldest)
-        stop = min(self._next, start + limit)
-        found = [event._asdict() for seq in range(start, stop) if (event := self._ring[seq % RING]) is not None]
+        stop = max(start, min(self._next, start + limit))
+        rows = islice(self._ring, start - oldest, stop - oldest)
+        found = [_event(seq, row)._asdict() for seq, row in enumerate(rows, start)]
         last = stop - 1 if stop > start else max(after, self._next - 1)
         lost = max(0, oldest - max(after + 1, self._first))
         return {"boot": self.boot, "events": found, "last": last, "lost": lost}
+
+
+def _event(seq: int, row: Ended) -> Event:
+    t, endpoint, number, stage, status, error, generation, replica, batch_size, queue_s, compute_us, total_s, probe = (
+        row
+    )
+    return Event(
+        seq,
+        t,
+        endpoint,
+        number,
+        generation.bundle if generation else "",
+        replica,
+        generation.device if generation else "",
+        status,
+        error,
+        batch_size,
+        int(queue_s * 1e6),
+        compute_us,
+        int(total_s * 1e6),
+        probe,
+        stage,
+    )

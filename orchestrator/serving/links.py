@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Final, cast
 
+from orchestrator.serving.device_figures import Received, read_figures
 from orchestrator.serving.dispatch import Dispatcher
 from orchestrator.serving.lanes import Replica
 from orchestrator.serving.link import Frame as LinkFrame
@@ -57,6 +58,7 @@ class LinkConnection(asyncio.Protocol):
         self.agent: AgentHello | None = None
         self.agent_version = 0
         self.reports: Sequence[ReplicaReport] = ()
+        self.figures: Received | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the event loop."""
@@ -88,6 +90,7 @@ class LinkConnection(asyncio.Protocol):
             self._server.dispatcher.credit(replica, read_credit(frame), now)
         elif self.agent is not None and frame.kind is Kind.REPORT:
             self.agent_version, self.reports = read_report(frame)
+            self.figures = read_figures(frame)
         elif frame.kind is Kind.HELLO and replica is None and self.agent is None:
             self._hello(read_hello(frame), now)
         elif frame.kind is Kind.BYE:

@@ -1,91 +1,193 @@
-"""Counters and histograms of the router, written as Prometheus text when asked."""
+"""Counters and histograms of what the router has done. Filled from whole piles of finished requests and batches, never one by one."""
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterable
-from typing import Final
+import time
+from collections.abc import Collection, Sequence
+from typing import Any, Final
 
-from orchestrator.serving.events import Event
+import numpy as np
 
-EDGES_US: Final = (
-    100,
-    250,
-    500,
-    1000,
-    2500,
-    5000,
-    10_000,
-    25_000,
-    50_000,
-    100_000,
-    250_000,
-    500_000,
-    1_000_000,
-    5_000_000,
+from orchestrator.serving.exposition import Family, Labels
+
+SECONDS: Final = (
+    0.00005,
+    0.0001,
+    0.00025,
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
 )
-_PHASES: Final = ("queue", "compute", "total")
+ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_FORGET_S: Final = 900.0
+"""What is no longer in the table is shown this long after its last request, so that a last scrape sees the end of it."""
+
+Place = tuple[str, int, str]
+"""Endpoint, generation (0 where a request ended before one was chosen), stage."""
+
+
+BatchRow = tuple[Place, str, str, int, int, int, int, int]
+"""One batch that came back: place, replica, device, rows, compute_us, copy_us (-1 where the runtime does not know), bytes of its
+inputs, bytes of its outputs.
+"""
+
+
+class Histogram:
+    """Counts per bucket, and the sum; `edges` are upper bounds."""
+
+    __slots__ = ("_bounds", "counts", "edges", "total")
+
+    def __init__(self, edges: Sequence[float]) -> None:
+        self.edges = edges
+        self._bounds = np.asarray(edges, np.float64)
+        self.counts: np.ndarray[Any, Any] = np.zeros(len(edges) + 1, np.int64)
+        self.total = 0.0
+
+    def add(self, values: Sequence[float], unit: float = 1.0) -> None:
+        """Count many values at once, each times `unit`."""
+        found = np.asarray(values, np.float64) * unit
+        places = self._bounds.searchsorted(found)
+        self.counts += np.bincount(places, minlength=len(self.counts))
+        self.total += float(found.sum())
+
+    def to(self, family: Family, labels: Labels) -> None:
+        """Write it down."""
+        family.add_histogram(labels, self.edges, self.counts.tolist(), self.total)
+
+
+class _Requests:
+    """What became of the requests of one place."""
+
+    __slots__ = ("ended", "queue", "seen", "whole")
+
+    def __init__(self) -> None:
+        self.ended: dict[tuple[int, str], int] = {}
+        self.queue, self.whole = Histogram(SECONDS), Histogram(SECONDS)
+        self.seen = 0.0
+
+
+class _Batches:
+    """What one replica has computed of one place."""
+
+    __slots__ = ("bytes_in", "bytes_out", "compute", "copy", "rows", "seen")
+
+    def __init__(self) -> None:
+        self.rows, self.compute, self.copy = Histogram(ROWS), Histogram(SECONDS), Histogram(SECONDS)
+        self.bytes_in = self.bytes_out = 0
+        self.seen = 0.0
 
 
 class Metrics:
-    """What has happened since the router's start."""
+    """What has happened since the router's start.
 
-    __slots__ = ("_requests", "_times")
-
-    def __init__(self) -> None:
-        self._requests: dict[tuple[str, int, int, str], int] = {}
-        self._times: dict[tuple[str, int], tuple[_Histogram, _Histogram, _Histogram]] = {}
-
-    def count(self, event: Event) -> None:
-        """Take one event in; probes are not counted."""
-        if event.synthetic:
-            return
-        key = (event.endpoint, event.generation, event.status, event.error)
-        self._requests[key] = self._requests.get(key, 0) + 1
-        if event.status == 200:
-            times = self._times.get(key[:2])
-            if times is None:
-                times = self._times[key[:2]] = (_Histogram(), _Histogram(), _Histogram())
-            times[0].add(event.queue_us)
-            times[1].add(event.compute_us)
-            times[2].add(event.total_us)
-
-    def text(self, gauges: Iterable[tuple[str, str, int, int]]) -> bytes:
-        """Return the exposition; `gauges` are (name, endpoint, generation, value)."""
-        lines = ["# TYPE orchestrate_requests_total counter"]
-        for (endpoint, generation, status, error), value in self._requests.items():
-            labels = f'endpoint="{endpoint}",generation="{generation}",status="{status}",error="{error}"'
-            lines.append(f"orchestrate_requests_total{{{labels}}} {value}")
-        for place, phase in enumerate(_PHASES):
-            lines.append(f"# TYPE orchestrate_request_{phase}_seconds histogram")
-            for (endpoint, generation), times in self._times.items():
-                labels = f'endpoint="{endpoint}",generation="{generation}"'
-                lines.extend(times[place].lines(f"orchestrate_request_{phase}_seconds", labels))
-        seen: set[str] = set()
-        for name, endpoint, generation, value in sorted(gauges):
-            if name not in seen:
-                seen.add(name)
-                lines.append(f"# TYPE {name} gauge")
-            lines.append(f'{name}{{endpoint="{endpoint}",generation="{generation}"}} {value}')
-        return ("\n".join(lines) + "\n").encode()
-
-
-class _Histogram:
-    __slots__ = ("_counts", "_sum_us")
+    Labels come from the routing table and from agents, never from what a client sends, so their number is bounded.
+    """
 
     def __init__(self) -> None:
-        self._counts = [0] * (len(EDGES_US) + 1)
-        self._sum_us = 0
+        self._requests: dict[Place, _Requests] = {}
+        self._batches: dict[tuple[Place, str, str], _Batches] = {}
 
-    def add(self, value_us: int) -> None:
-        self._counts[bisect_left(EDGES_US, value_us)] += 1
-        self._sum_us += value_us
+    def count_requests(
+        self, place: Place, status: int, kind: str, queue_s: Sequence[float], total_s: Sequence[float]
+    ) -> None:
+        """Take in requests that ended alike; only those that succeeded are in the histograms."""
+        found = self._requests.get(place)
+        if found is None:
+            found = self._requests[place] = _Requests()
+        found.ended[status, kind] = found.ended.get((status, kind), 0) + len(queue_s)
+        found.seen = time.monotonic()
+        if status == 200:
+            found.queue.add(queue_s)
+            found.whole.add(total_s)
 
-    def lines(self, name: str, labels: str) -> Iterable[str]:
-        total = 0
-        for edge, found in zip((*EDGES_US, None), self._counts, strict=True):
-            total += found
-            le = "+Inf" if edge is None else repr(edge / 1e6)
-            yield f'{name}_bucket{{{labels},le="{le}"}} {total}'
-        yield f"{name}_sum{{{labels}}} {self._sum_us / 1e6}"
-        yield f"{name}_count{{{labels}}} {total}"
+    def count_batches(self, rows: Sequence[BatchRow]) -> None:
+        """Take in batches."""
+        groups: dict[tuple[Place, str, str], list[BatchRow]] = {}
+        for row in rows:
+            groups.setdefault(row[:3], []).append(row)
+        for key, group in groups.items():
+            place, replica, device = key
+            lasting = (place, slot_of(place[0], replica), device)
+            found = self._batches.get(lasting)
+            if found is None:
+                found = self._batches[lasting] = _Batches()
+            found.seen = time.monotonic()
+            found.rows.add([row[3] for row in group])
+            found.compute.add([row[4] for row in group], 1e-6)
+            copies = [row[5] for row in group if row[5] >= 0]
+            if copies:
+                found.copy.add(copies, 1e-6)
+            found.bytes_in += sum([row[6] for row in group])
+            found.bytes_out += sum([row[7] for row in group])
+
+    def families(self, router: str, in_table: Collection[tuple[str, int]]) -> list[Family]:
+        """Return all of it; what is not in the table any more is forgotten a while after its last request.
+
+        Args:
+            router: Which router this is.
+            in_table: Endpoint and generation of every lane.
+        """
+        self._forget(in_table)
+        return [*self._request_families(router), *self._batch_families(router)]
+
+    def _forget(self, in_table: Collection[tuple[str, int]]) -> None:
+        until = time.monotonic() - _FORGET_S
+        known = {*in_table, *((endpoint, 0) for endpoint, _ in in_table)}
+        for place in [p for p, found in self._requests.items() if found.seen < until and p[:2] not in known]:
+            del self._requests[place]
+        # A replica may have left a generation that stays: agents come and go.
+        for key in [k for k, found in self._batches.items() if found.seen < until and k[0][:2] not in known]:
+            del self._batches[key]
+
+    def _request_families(self, router: str) -> list[Family]:
+        ended = Family(
+            "orchestrate_requests_total", "counter", "Requests that ended, by outcome; probes are not counted."
+        )
+        queue = Family("orchestrate_request_queue_seconds", "histogram", "From the whole request to the batch with it.")
+        whole = Family("orchestrate_request_duration_seconds", "histogram", "From the whole request to its answer.")
+        for place, found in self._requests.items():
+            labels = place_labels(router, place)
+            for (status, kind), count in found.ended.items():
+                ended.add({**labels, "status": status, "kind": kind or "ok"}, count)
+            found.queue.to(queue, labels)
+            found.whole.to(whole, labels)
+        return [ended, queue, whole]
+
+    def _batch_families(self, router: str) -> list[Family]:
+        rows = Family("orchestrate_batch_rows", "histogram", "Rows that ran together in one batch.")
+        compute = Family("orchestrate_batch_compute_seconds", "histogram", "Time of a batch in the replica's runtime.")
+        copy = Family("orchestrate_batch_copy_seconds", "histogram", "Its share that copied to and from the device.")
+        bytes_in = Family("orchestrate_input_bytes_total", "counter", "Bytes of input tensors that replicas computed.")
+        bytes_out = Family("orchestrate_output_bytes_total", "counter", "Bytes of output tensors that replicas gave.")
+        for (place, replica, device), found in self._batches.items():
+            labels = {**place_labels(router, place), "replica": replica, "device": device}
+            found.rows.to(rows, labels)
+            found.compute.to(compute, labels)
+            if found.copy.counts.any():
+                found.copy.to(copy, labels)
+            bytes_in.add(labels, found.bytes_in)
+            bytes_out.add(labels, found.bytes_out)
+        return [rows, compute, copy, bytes_in, bytes_out]
+
+
+def slot_of(endpoint: str, replica: str) -> str:
+    """Return the slot that a replica's name begins with: the same after a restart and for the next bundle, so that labels do
+    not grow in number.
+    """
+    return replica.partition(f".{endpoint}.")[0]
+
+
+def place_labels(router: str, place: Place) -> dict[str, object]:
+    """Return the labels that name a lane."""
+    return {"router": router, "endpoint": place[0], "generation": place[1], "stage": place[2]}

@@ -1,22 +1,46 @@
-"""Writes down how each request ended: into the event ring and the metrics."""
+"""Writes down how each request and each batch ended. The hot path only appends; `fold` counts the pile once in a while."""
 
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING, Final
 
-from orchestrator.serving.events import Event, EventRing
-from orchestrator.serving.metrics import Metrics
+from orchestrator.serving.events import Ended, EventRing
+from orchestrator.serving.metrics import BatchRow, Metrics, Place
 from orchestrator.serving.table import Generation
+
+if TYPE_CHECKING:
+    from orchestrator.serving.lanes import Batch, Lane, Replica
+    from orchestrator.serving.wire import Statuses
+
+MODEL: Final = "model"
+_PILE: Final = 256
+_FOLD_S: Final = 1.0
 
 
 class Recorder:
     """The one place where events are made."""
 
     def __init__(self) -> None:
-        self.events = EventRing()
-        self.metrics = Metrics()
+        self._events = EventRing()
+        self._metrics = Metrics()
+        self._ended: list[Ended] = []
+        self._batches: list[BatchRow] = []
+        self._folded_at = 0.0
 
-    def record(
+    @property
+    def events(self) -> EventRing:
+        """Every request that has ended until now."""
+        self.fold()
+        return self._events
+
+    @property
+    def metrics(self) -> Metrics:
+        """Counts of all that has ended until now."""
+        self.fold()
+        return self._metrics
+
+    def record(  # noqa: PLR0913 - once per request: an object for its arguments would cost more than all the rest
         self,
         endpoint: str,
         generation: Generation | None,
@@ -29,23 +53,69 @@ class Recorder:
         compute_us: int = 0,
         total_s: float,
         synthetic: bool,
+        stage: str = MODEL,
     ) -> None:
         """Record one request; `generation` is None where it ended before one was chosen."""
-        event = Event(
-            self.events.next_seq(),
+        number = generation.generation if generation else 0
+        row = (
             time.time(),
             endpoint,
-            generation.generation if generation else 0,
-            generation.bundle if generation else "",
-            replica,
-            generation.device if generation else "",
+            number,
+            stage,
             status,
             error,
+            generation,
+            replica,
             batch_size,
-            int(queue_s * 1e6),
+            queue_s,
             compute_us,
-            int(total_s * 1e6),
+            total_s,
             synthetic,
         )
-        self.events.add(event)
-        self.metrics.count(event)
+        self._ended.append(row)
+
+    def batch(self, replica: Replica, batch: Batch, statuses: Statuses, bytes_out: int) -> None:
+        """Record one batch that a replica has answered."""
+        lane = batch.requests[0].lane
+        bytes_in = sum([request.fitted.size_bytes for request in batch.requests])
+        rows, compute_us, copy_us = sum(batch.rows), statuses.compute_us, statuses.copy_us
+        row = (place_of(lane), replica.name, replica.device, rows, compute_us, copy_us, bytes_in, bytes_out)
+        self._batches.append(row)
+
+    def tick(self, now: float) -> None:
+        """Fold where enough has come together, or a second has gone; call this every 50 ms or so."""
+        if len(self._ended) > _PILE or now - self._folded_at > _FOLD_S:
+            self._folded_at = now
+            self.fold()
+
+    def fold(self) -> None:
+        """Count what has been recorded since the last time; probes make events, but are not counted."""
+        ended, batches = self._ended, self._batches
+        if ended:
+            self._ended = []
+            self._events.extend(ended)
+            groups: dict[tuple[object, ...], list[Ended]] = {}
+            for row in ended:
+                key = row[1:6]
+                group = groups.get(key)
+                if group is None:
+                    groups[key] = [row]
+                else:
+                    group.append(row)
+            for group in groups.values():
+                self._count(group)
+        if batches:
+            self._batches = []
+            self._metrics.count_batches(batches)
+
+    def _count(self, group: list[Ended]) -> None:
+        users = [row for row in group if not row[12]]
+        if users:
+            _, endpoint, number, stage, status, error, *_ = users[0]
+            queue_s, total_s = [row[9] for row in users], [row[11] for row in users]
+            self._metrics.count_requests((endpoint, number, stage), status, error, queue_s, total_s)
+
+
+def place_of(lane: Lane) -> Place:
+    """Return what names the lane in labels."""
+    return lane.endpoint, lane.generation.generation, MODEL

@@ -26,6 +26,7 @@ from orchestrator.serving.backdoor import Backdoor
 from orchestrator.serving.config import RouterSettings
 from orchestrator.serving.dispatch import Dispatcher
 from orchestrator.serving.front import Front
+from orchestrator.serving.gauges import Pulse
 from orchestrator.serving.http import HttpServer
 from orchestrator.serving.limits import Limits
 from orchestrator.serving.links import LinkServer
@@ -50,6 +51,7 @@ class Router:
     def __init__(self, settings: RouterSettings) -> None:
         self.settings = settings
         self.recorder = Recorder()
+        self.pulse = Pulse(_SWEEP_S)
         self._loop = asyncio.get_running_loop()
         self.dispatcher = Dispatcher(
             self.recorder,
@@ -179,7 +181,10 @@ class Router:
 
     def _sweep(self) -> None:
         # Not the loop's time: uvloop's has a resolution of 1 ms, and requests take less.
-        self.dispatcher.sweep(time.monotonic())
+        now = time.monotonic()
+        self.pulse.beat(now)
+        self.dispatcher.sweep(now)
+        self.recorder.tick(now)
         self._sweeps += 1
         if self._sweeps % _CLOSE_SWEEPS == 0:
             self.public.sweep(self._loop.time())

@@ -103,11 +103,14 @@ class ReplicaReport:
 
 @dataclass(frozen=True, slots=True)
 class Statuses:
-    """What a reply says besides tensors: per request None or its error, time on the device, new credit."""
+    """What a reply says besides tensors: per request None or its error, time on the device, new credit, and the share of the
+    time that copied to and from the device, -1 where the runtime does not know.
+    """
 
     errors: list[RequestError | None]
     compute_us: int
     credit: int
+    copy_us: int = -1
 
 
 _PLACEMENT: Final = ("endpoint", "bundle", "path", "runtime", "device", "variant", "variant_path")
@@ -213,7 +216,8 @@ def read_statuses(frame: Frame, count: int) -> Statuses:
     if not isinstance(status, list) or len(cast("list[object]", status)) != count:
         raise LinkError(f"a reply needs {count} statuses")
     errors = [None if row is None else _error(row) for row in cast("list[object]", status)]
-    return Statuses(errors, _int(frame.head, "compute_us"), read_credit(frame))
+    copy_us = _int(frame.head, "copy_us") if "copy_us" in frame.head else -1
+    return Statuses(errors, _int(frame.head, "compute_us"), read_credit(frame), copy_us)
 
 
 def _error(value: object) -> RequestError:

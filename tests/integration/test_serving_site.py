@@ -80,7 +80,7 @@ def test_every_request_leaves_an_event(site: ServingSite) -> None:
     assert first["replica"].startswith("edge-0.double.")
     assert found["lost"] == 0
     assert site.admin.events(after=found["last"])["events"] == []
-    assert 'orchestrate_requests_total{endpoint="double",generation="1",status="200",error=""}' in site.admin.metrics()
+    assert 'endpoint="double",generation="1",stage="model",status="200",kind="ok"}' in site.admin.metrics()
 
 
 def test_requests_are_batched_when_a_replica_becomes_idle(site: ServingSite, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -68,6 +69,7 @@ class Buffers:
         self._descs: list[int] = []
         device.at_close(lambda: self._drop(self._descs))
         self._fit = Fit({}, 1, 1)
+        self.copied_ns = 0
 
     def _data(self, dataset: int, pointers: Sequence[int], sizes: Sequence[int]) -> None:
         for pointer, size in zip(pointers, sizes, strict=True):
@@ -83,8 +85,10 @@ class Buffers:
         """
         device, loaded = self._device, self._loaded
         self._fit = fit
+        begun = time.perf_counter_ns()
         for tensor, port, pointer in zip(inputs, loaded.inputs, self._in, strict=True):
             self._copy_in(tensor, port, pointer)
+        self.copied_ns = time.perf_counter_ns() - begun
         if loaded.mode == "ranges":
             self._describe([loaded.sizes.shape(spec, fit.sizes) for spec in loaded.sizes.named])
         elif loaded.mode == "batch":
@@ -132,6 +136,7 @@ class Buffers:
         """
         device, loaded, fit = self._device, self._loaded, self._fit
         device.call("rt.synchronize_event", self.event)
+        begun = time.perf_counter_ns()
         found: list[Tensor] = []
         for port, pointer in zip(loaded.outputs, self._out, strict=True):
             full = loaded.sizes.shape(port.spec, fit.sizes)
@@ -142,6 +147,7 @@ class Buffers:
             if size:
                 device.call("rt.memcpy", array.ctypes.data, size, pointer, size, device.to_host)
             found.append(Tensor(port.spec.name, port.spec.datatype, shape, array.data))
+        self.copied_ns += time.perf_counter_ns() - begun
         return found
 
 

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol, cast
+from typing import TYPE_CHECKING, Final, Literal, Protocol, cast
 
 from orchestrator.core.errors import OrchestratorError, UsageError
 from orchestrator.serving.tensors import Tensor, TensorSpec
@@ -17,11 +17,15 @@ if TYPE_CHECKING:
 REHEARSAL: Final = "cpu (rehearsal)"
 """The only device word for a CPU in place of an NPU."""
 
+Stage = Literal["preprocess", "model", "postprocess"]
+"""What one replica computes of a request."""
+
 _MODULES: Final[Mapping[str, str]] = {
     "mindir": "orchestrator.serving.runtimes.mindir",
     "om": "orchestrator.serving.runtimes.om",
     "onnx-cann": "orchestrator.serving.runtimes.onnx_cann",
     "onnx-cpu": "orchestrator.serving.runtimes.onnx_cpu",
+    "python-stage": "orchestrator.serving.runtimes.python_stage",
     "torch": "orchestrator.serving.runtimes.torch_module",
     "twin": "orchestrator.serving.runtimes.onnx_cpu",  # the graph that rounds as the device does: fp32 with casts
 }
@@ -41,6 +45,7 @@ class Job:
         work: Folder of this replica alone, for whatever its libraries leave behind.
         variant: None where the bundle's own files are served.
         tools: Programs of the environment, by name.
+        stage: What of the bundle to load: its model, or its code before or after it.
     """
 
     folder: Path
@@ -48,6 +53,7 @@ class Job:
     work: Path
     variant: Variant | None = None
     tools: Mapping[str, str] = field(default_factory=dict[str, str])
+    stage: Stage = "model"
 
 
 class InputRejected(OrchestratorError):
@@ -124,6 +130,12 @@ class Session(Protocol):
     def close(self) -> None:
         """Free the device."""
         ...
+
+
+class Copying:
+    """Base of a session that knows how long it copied between host and device for the batch that it collected last."""
+
+    copied_us: int = 0
 
 
 class Runtime(Protocol):

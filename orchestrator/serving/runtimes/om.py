@@ -10,7 +10,7 @@ from typing import Any, Final, cast
 from orchestrator.core.errors import DeviceError, ServingError
 from orchestrator.serving.runtimes.acl_buffers import GEAR_INPUT, Buffers, Loaded, Mode, Port, bytes_of
 from orchestrator.serving.runtimes.acl_device import AclDevice
-from orchestrator.serving.runtimes.api import REHEARSAL, Bucket, ExecutionFailed, InputRejected, Job, Session
+from orchestrator.serving.runtimes.api import REHEARSAL, Bucket, Copying, ExecutionFailed, InputRejected, Job, Session
 from orchestrator.serving.runtimes.sizes import Sizes, sizes_of_variant
 from orchestrator.serving.tensors import Tensor, TensorSpec
 
@@ -50,7 +50,7 @@ def load(job: Job) -> Session:
         raise
 
 
-class OmSession:
+class OmSession(Copying):
     """See `Session`."""
 
     def __init__(self, device: AclDevice, loaded: Loaded) -> None:
@@ -97,7 +97,9 @@ class OmSession:
             pass
         buffers = self._running.pop(ticket)
         self._free.append(buffers)
-        return buffers.finish()
+        outputs = buffers.finish()
+        self.copied_us = buffers.copied_ns // 1000
+        return outputs
 
     def close(self) -> None:
         """Free buffers, model, stream, context and device."""
