@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Final
 
 from orchestrator.serving.errors import RequestError
+from orchestrator.serving.fairness import Slot, due, wait_s
 from orchestrator.serving.framing import encode_batch, pieces_of
 from orchestrator.serving.lanes import Batch, Lane, Replica, Request
 from orchestrator.serving.link import Frame, Kind, LinkError, decode_tensors, encode
 from orchestrator.serving.queueing import enqueue, take_batch, take_useless
 from orchestrator.serving.record import Recorder
+from orchestrator.serving.refusals import no_replica, no_use, queue_full, replicas_lost, too_late
 from orchestrator.serving.tensors import Tensor
 from orchestrator.serving.wire import read_statuses
 
@@ -25,6 +28,7 @@ class Dispatcher:
     Args:
         soon: Calls back once the requests that have arrived together are all queued: what comes in one turn of the event
             loop leaves in one batch.
+        later: Calls back after so many seconds.
     """
 
     def __init__(
@@ -34,11 +38,16 @@ class Dispatcher:
         queue_limit: int,
         replica_grace_s: float,
         soon: Callable[[Callable[[], None]], object],
+        later: Callable[[float, Callable[[], None]], object],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._recorder = recorder
         self._queue_limit = queue_limit
         self._replica_grace_s = replica_grace_s
         self._soon = soon
+        self._later = later
+        self._clock = clock
+        self._slots: dict[str, Slot] = {}
         self._fresh: dict[Lane, float] = {}
         self._number = 0
         self.lanes: list[Lane] = []
@@ -55,10 +64,12 @@ class Dispatcher:
         if len(lane.queue) >= self._queue_limit:
             self._pump_lane(lane, request.arrived)
         if len(lane.queue) >= self._queue_limit:
-            raise RequestError("too many requests are waiting", status=429, kind="queue_full", retry_after_s=1)
+            raise queue_full(lane, request.arrived)
         if not lane.replicas and request.arrived - lane.lonely_since > self._replica_grace_s:
             raise no_replica(lane)
         enqueue(lane.queue, request)
+        if lane.delay_s:
+            self._wait(lane, request.arrived)
         if not self._fresh:
             self._soon(self._pump_fresh)
         self._fresh[lane] = request.arrived
@@ -108,29 +119,48 @@ class Dispatcher:
 
     def _pump_lane(self, lane: Lane, now: float) -> None:
         while lane.queue:
-            free = [replica for replica in lane.replicas if replica.credits > 0 and not replica.draining]
+            free = [r for r in lane.replicas if r.credits > 0 and r.slot.free > 0 and not r.draining]
             if not free:
                 return
-            self._send_batch(max(free, key=_free_credits), lane, now)
+            replica = max(free, key=_free_credits)
+            if lane.delay_s and not due(lane, replica, now):
+                return
+            self._send_batch(replica, lane, now)
 
     def pump(self, replica: Replica, now: float) -> None:
-        """Send batches while the replica has credits and its lanes have requests; the longest waiting goes first."""
-        while replica.credits > 0 and not replica.draining:
-            waiting = [lane for lane in replica.lanes if lane.queue]
-            if not waiting:
-                break
-            self._send_batch(replica, min(waiting, key=_head_arrived), now)
+        """Send batches while the replica's slot can take them: the endpoint that has used it least goes first, and of its
+        lanes the longest waiting.
+        """
+        slot = replica.slot
+        while slot.free > 0 and (found := slot.next(now)) is not None:
+            self._send_batch(*found, now)
         self._drain_when_idle(replica)
 
+    def _wait(self, lane: Lane, now: float) -> None:
+        """Look at the lane again when its delay is over; one timer is enough."""
+        if not lane.timed:
+            lane.timed = True
+            self._later(max(0.0, wait_s(lane, now)), lambda: self._waited(lane))
+
+    def _waited(self, lane: Lane) -> None:
+        lane.timed = False
+        self._pump_lane(lane, self._clock())
+        if lane.queue and wait_s(lane, self._clock()) > 0:
+            self._wait(lane, self._clock())
+
     def _send_batch(self, replica: Replica, lane: Lane, now: float) -> None:
-        requests, dropped = take_batch(lane.queue, replica.signature.max_batch, now)
+        requests, dropped = take_batch(lane.queue, replica.most_rows(lane), now)
         for request in dropped:
-            self._fail(request, _no_use(request), now)
+            self._fail(request, no_use(request), now)
         if not requests:
             return
         rows = [request.fitted.rows for request in requests]
         self._number = (self._number + 1) & 0xFFFFFFFF
         batch = Batch(self._number, requests, rows)
+        slot = replica.slot
+        slot.free -= 1
+        if slot.shared:
+            slot.charge(batch, lane.endpoint, lane.settings.share)
         for request in requests:
             request.sent = now
             request.attempts += 1
@@ -138,6 +168,8 @@ class Dispatcher:
         replica.credits -= 1
         lane.in_flight += len(requests)
         replica.send(encode_batch(batch, replica.signature.max_batch > 1))
+        if lane.delay_s and lane.queue:
+            self._wait(lane, now)
 
     # --- what replicas say ---
 
@@ -155,6 +187,8 @@ class Dispatcher:
         pieces = pieces_of(replica, batch, statuses, outputs)
         del replica.batches[frame.id]
         replica.credits += statuses.credit
+        replica.slot.free += 1
+        replica.slot.settle(batch, replica.endpoint, statuses.compute_us)
         rows = sum(batch.rows)
         batch.requests[0].lane.statistics.executed(rows, statuses.compute_us)
         self._recorder.batch(replica, batch, statuses, len(frame.body))
@@ -194,16 +228,20 @@ class Dispatcher:
             if not lane.replicas:
                 lane.lonely_since = now
         requests = [request for batch in replica.batches.values() for request in batch.requests]
+        replica.slot.leave(replica, len(replica.batches))
         replica.batches.clear()
         for request in reversed(requests):
             request.lane.in_flight -= 1
             if request.attempts < _MAX_ATTEMPTS:
                 request.lane.queue.appendleft(request)
             else:
-                text = "two replicas ended while they computed this request"
-                self._fail(request, RequestError(text, status=503, kind="replica_lost", retry_after_s=1), now)
+                self._fail(request, replicas_lost(request, now), now)
         for lane in list(replica.lanes):
             self._pump_lane(lane, now)
+        if replica.slot.replicas:
+            self.pump(replica.slot.replicas[0], now)
+        else:
+            self._slots.pop(replica.slot.name, None)
 
     def register(self, replica: Replica, now: float) -> None:
         """Attach a replica to its lanes.
@@ -221,6 +259,9 @@ class Dispatcher:
                 )
             if lane.signature is not None and lane.signature != replica.signature:
                 raise LinkError("the replica's inputs and outputs differ from those of its siblings")
+        if replica.slot.name:
+            replica.slot = self._slots.setdefault(replica.slot.name, replica.slot)
+        replica.slot.join(replica, replica.depth)
         for lane in lanes:
             attach(replica, lane)
         self.pump(replica, now)
@@ -239,17 +280,18 @@ class Dispatcher:
         """Answer 504 and 503 where it is due, and let go of retired lanes; call this every 50 ms or so."""
         for lane in list(self.lanes):
             for request in take_useless(lane.queue, now):
-                self._fail(request, _no_use(request), now)
+                self._fail(request, no_use(request), now)
             lonely = not lane.replicas and (lane.retired or now - lane.lonely_since > self._replica_grace_s)
             while lonely and lane.queue:
                 self._fail(lane.queue.popleft(), no_replica(lane), now)
+            lane.pace.sample(now, lane.statistics.succeeded, len(lane.queue))
             if lane.retired and not lane.busy:
                 self._release(lane)
         for replica in self.replicas():
             for batch in replica.batches.values():
                 for request in batch.requests:
                     if request.deadline <= now:
-                        self._fail(request, _too_late(), now, replica.name)
+                        self._fail(request, too_late(), now, replica.name)
 
     def _release(self, lane: Lane) -> None:
         for replica in lane.replicas:
@@ -269,25 +311,5 @@ def attach(replica: Replica, lane: Lane) -> None:
     replica.lanes.append(lane)
 
 
-def no_replica(lane: Lane) -> RequestError:
-    """Return the error of a lane that nobody serves."""
-    text = f"generation {lane.version} of {lane.endpoint} has no replica that is ready"
-    return RequestError(text, status=503, kind="no_replica", retry_after_s=1)
-
-
-def _no_use(request: Request) -> RequestError:
-    if request.caller.gone:
-        return RequestError("the client has gone", status=499, kind="client_gone")
-    return _too_late()
-
-
-def _too_late() -> RequestError:
-    return RequestError("the request was not answered in time", status=504, kind="timeout")
-
-
 def _free_credits(replica: Replica) -> int:
     return replica.credits
-
-
-def _head_arrived(lane: Lane) -> float:
-    return lane.queue[0].arrived

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from orchestrator.serving.errors import RequestError
+from orchestrator.serving.fairness import UNLIMITED, Slot
 from orchestrator.serving.oip import LAST
+from orchestrator.serving.pace import Pace
+from orchestrator.serving.serve_settings import DEFAULTS, ServeSettings
 from orchestrator.serving.signature import Fitted, Signature
 from orchestrator.serving.statistics import LaneStatistics
 from orchestrator.serving.table import Generation
@@ -70,6 +73,11 @@ class Lane:
         in_flight: Requests that a replica holds.
         lonely_since: Since when no replica is there; `time.monotonic()`.
         retired: No longer in the table: what waits is answered, nothing new comes.
+        settings: What the bundle says about serving.
+        delay_s: How long the oldest request may wait for others to share its batch.
+        most_rows: Of one batch, whatever the replica would take.
+        timed: A timer will look at the lane when its delay is over.
+        pace: How fast it is served.
     """
 
     endpoint: str
@@ -84,12 +92,23 @@ class Lane:
     grpc_head: bytes = b""
     version: str = ""
     statistics: LaneStatistics = field(default_factory=LaneStatistics)
+    settings: ServeSettings = DEFAULTS
+    delay_s: float = 0.0
+    most_rows: int = UNLIMITED
+    timed: bool = False
+    pace: Pace = field(default_factory=Pace)
 
     def __post_init__(self) -> None:
         bundle, device = self.generation.bundle, self.generation.device
         safe = device.encode("ascii", "backslashreplace").decode()
         self.headers = f"x-orchestrate-bundle: {bundle}\r\nx-orchestrate-device: {safe}\r\n".encode()
         self.version = str(self.generation.generation)
+        self.delay_s = self.settings.max_queue_delay_ms / 1000
+        self.most_rows = self.settings.max_batch or UNLIMITED
+
+    def retry_after_s(self, now: float) -> int:
+        """Return when what waits now will have been served, by what was measured; whole seconds, at least 1."""
+        return self.pace.retry_after_s(now, self.statistics.succeeded, len(self.queue))
 
     @property
     def busy(self) -> bool:
@@ -99,11 +118,16 @@ class Lane:
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """Requests that run together."""
+    """Requests that run together.
+
+    Attributes:
+        charged_us: What its endpoint has paid for it in advance; negative where nobody shares the slot.
+    """
 
     number: int
     requests: list[Request]
     rows: list[int]
+    charged_us: float = -1.0
 
 
 @dataclass(slots=True, eq=False)
@@ -115,6 +139,9 @@ class Replica:
         credits: Batches it may be sent now.
         batches: Sent and not answered, by number, oldest first.
         lanes: The generations it serves: those of its endpoint with its bundle.
+        slot: The device slot that it shares with other replicas.
+        depth: Batches that its session takes at once.
+        gears: Most rows of one batch by the shapes of the inputs without axis 0, where it was compiled for some shapes only.
     """
 
     name: str
@@ -130,6 +157,16 @@ class Replica:
     batches: dict[int, Batch] = field(default_factory=dict[int, Batch])
     lanes: list[Lane] = field(default_factory=list[Lane])
     variant: str = ""
+    slot: Slot = field(default_factory=Slot)
+    depth: int = UNLIMITED
+    gears: Mapping[tuple[tuple[int, ...], ...], int] = field(default_factory=dict[tuple[tuple[int, ...], ...], int])
+
+    def most_rows(self, lane: Lane) -> int:
+        """Return how many rows the next batch of a lane that has requests may have."""
+        most = self.signature.max_batch
+        if self.gears:
+            most = self.gears.get(lane.queue[0].fitted.key, most)
+        return min(lane.most_rows, most)
 
     @property
     def build(self) -> tuple[str, str]:

@@ -10,9 +10,11 @@ from typing import Final, cast
 
 from orchestrator.serving.device_figures import Received, read_figures
 from orchestrator.serving.dispatch import Dispatcher
+from orchestrator.serving.fairness import Slot
 from orchestrator.serving.lanes import Replica
 from orchestrator.serving.link import Frame as LinkFrame
 from orchestrator.serving.link import FrameReader, Kind, LinkError, encode
+from orchestrator.serving.queueing import rows_by_shape
 from orchestrator.serving.table import RoutingTable
 from orchestrator.serving.tensors import Buffer
 from orchestrator.serving.wire import (
@@ -114,6 +116,9 @@ class LinkConnection(asyncio.Protocol):
             hello.signature,
             self._send,
             variant=hello.variant,
+            slot=Slot(hello.slot),
+            depth=hello.depth,
+            gears=rows_by_shape(hello.buckets, hello.signature),
         )
         self._server.dispatcher.register(replica, now)
         self.replica = replica

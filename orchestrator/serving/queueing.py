@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
 
 from orchestrator.serving.lanes import Request
+
+if TYPE_CHECKING:
+    from orchestrator.serving.runtimes.api import Bucket
+    from orchestrator.serving.signature import Signature
 
 MAX_BATCH_BYTES: Final = 64 << 20
 """Requests are joined up to this size; a single larger one goes alone."""
@@ -22,6 +27,17 @@ def enqueue(queue: deque[Request], request: Request) -> None:
         queue.append(request)
     else:
         queue.insert(place, request)
+
+
+def rows_by_shape(buckets: Sequence[Bucket], signature: Signature) -> dict[tuple[tuple[int, ...], ...], int]:
+    """Return the most rows of a batch by the inputs' shapes without axis 0; empty where rows have no meaning."""
+    found: dict[tuple[tuple[int, ...], ...], int] = {}
+    if signature.max_batch > 1:
+        for bucket in buckets:
+            shapes = [bucket[spec.name] for spec in signature.inputs]
+            key = tuple(shape[1:] for shape in shapes)
+            found[key] = max(found.get(key, 1), shapes[0][0])
+    return found
 
 
 def take_batch(queue: deque[Request], max_batch: int, now: float) -> tuple[list[Request], list[Request]]:

@@ -54,6 +54,7 @@ class Router:
         self.pulse = Pulse(_SWEEP_S)
         self._loop = asyncio.get_running_loop()
         self.dispatcher = Dispatcher(
+            later=self._loop.call_later,
             self.recorder,
             queue_limit=settings.queue_limit,
             replica_grace_s=settings.replica_grace_s,

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from orchestrator.serving.dispatch import Dispatcher, attach, no_replica
+import logging
+from pathlib import Path
+from typing import Final
+
+from orchestrator.core.errors import IntegrityError
+from orchestrator.serving.dispatch import Dispatcher, attach
 from orchestrator.serving.errors import RequestError
 from orchestrator.serving.lanes import Lane
+from orchestrator.serving.refusals import no_replica
+from orchestrator.serving.serve_settings import DEFAULTS, ServeSettings, read_serve_settings
 from orchestrator.serving.signature import Signature
-from orchestrator.serving.table import EMPTY, Endpoint, RoutingTable, Splitter
+from orchestrator.serving.table import EMPTY, Endpoint, Generation, RoutingTable, Splitter
+
+_log: Final = logging.getLogger(__name__)
 
 
 class EndpointRoute:
@@ -96,7 +105,9 @@ class Routes:
             if lane is not None and same and lane.generation.device == generation.device:
                 lane.generation = generation
             else:
-                lane = self._new_lane(endpoint.name, Lane(endpoint.name, generation, now))
+                lane = self._new_lane(
+                    endpoint.name, Lane(endpoint.name, generation, now, settings=_settings(generation))
+                )
             lanes[generation.generation] = lane
         weights = {g.generation: g.weight for g in endpoint.generations if g.weight}
         if old is not None and old.splitter.weights == weights:
@@ -149,3 +160,12 @@ class Routes:
             for route in self.endpoints.values()
             for lane in route.lanes.values()
         ]
+
+
+def _settings(generation: Generation) -> ServeSettings:
+    """A bundle that is damaged must not keep the table out; its replica says what is wrong with it."""
+    try:
+        return read_serve_settings(Path(generation.path))
+    except IntegrityError as error:
+        _log.warning("%s", error)
+        return DEFAULTS

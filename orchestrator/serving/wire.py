@@ -8,6 +8,7 @@ from typing import Final, cast
 
 from orchestrator.serving.errors import RequestError
 from orchestrator.serving.link import Frame, LinkError
+from orchestrator.serving.runtimes.api import Bucket
 from orchestrator.serving.signature import Signature
 from orchestrator.serving.tensors import TensorSpec
 
@@ -18,7 +19,14 @@ _STATUS: Final[Mapping[str, int]] = {"rejected": 400, "execution": 500}
 
 @dataclass(frozen=True, slots=True)
 class ReplicaHello:
-    """A replica that is loaded, warm and checked."""
+    """A replica that is loaded, warm and checked.
+
+    Attributes:
+        slot: The device slot that it shares; empty where it shares with nobody.
+        depth: Batches that its session takes at once.
+        buckets: Shapes of the inputs that it was compiled for; empty: any shape is as good.
+        stage: What it computes of a request: `model`, `preprocess` or `postprocess`.
+    """
 
     replica: str
     pid: int
@@ -28,6 +36,10 @@ class ReplicaHello:
     device: str
     signature: Signature
     variant: str = ""
+    slot: str = ""
+    depth: int = 1
+    buckets: tuple[Bucket, ...] = ()
+    stage: str = "model"
 
     def to_json(self) -> dict[str, object]:
         """Return the head of its hello frame."""
@@ -40,6 +52,10 @@ class ReplicaHello:
             "runtime": self.runtime,
             "device": self.device,
             "variant": self.variant,
+            "stage": self.stage,
+            "slot": self.slot,
+            "depth": self.depth,
+            "buckets": [{name: list(shape) for name, shape in bucket.items()} for bucket in self.buckets],
             "max_batch": self.signature.max_batch,
             "inputs": [spec.to_json() for spec in self.signature.inputs],
             "outputs": [spec.to_json() for spec in self.signature.outputs],
@@ -63,7 +79,7 @@ class AgentHello:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """One replica that an agent must run."""
+    """One replica that an agent must run. The router names models only; the agent adds the stages that their bundles bring."""
 
     endpoint: str
     bundle: str
@@ -72,6 +88,7 @@ class Placement:
     device: str
     variant: str = ""
     variant_path: str = ""
+    stage: str = "model"
 
     @property
     def build(self) -> tuple[str, str]:
@@ -95,6 +112,7 @@ class ReplicaReport:
     error: str
     log_tail: str
     variant: str = ""
+    stage: str = "model"
 
     def to_json(self) -> dict[str, object]:
         """Return its form in a report frame and in the router's status."""
@@ -114,7 +132,7 @@ class Statuses:
 
 
 _PLACEMENT: Final = ("endpoint", "bundle", "path", "runtime", "device", "variant", "variant_path")
-_REPORT: Final = ("endpoint", "bundle", "state", "restarts", "pid", "error", "log_tail", "variant")
+_REPORT: Final = ("endpoint", "bundle", "state", "restarts", "pid", "error", "log_tail", "variant", "stage")
 
 
 def read_hello(frame: Frame) -> ReplicaHello | AgentHello:
@@ -145,7 +163,23 @@ def read_hello(frame: Frame) -> ReplicaHello | AgentHello:
         names[4],
         signature,
         _text(head, "variant", empty=True),
+        _text(head, "slot", empty=True) if "slot" in head else "",
+        _int(head, "depth") if "depth" in head else 1,
+        _buckets(head, signature) if "buckets" in head else (),
+        _stage(head),
     )
+
+
+def _buckets(head: Mapping[str, object], signature: Signature) -> tuple[Bucket, ...]:
+    rows = _rows(head, "buckets")
+    ranks = {spec.name: len(spec.dims) for spec in signature.inputs}
+    if any(
+        {name: len(cast("list[object]", s)) if isinstance(s, list) else -1 for name, s in r.items()} != ranks
+        for r in rows
+    ):
+        raise LinkError("a bucket must name the shape of every input")
+    shapes = [{name: cast("list[object]", shape) for name, shape in row.items()} for row in rows]
+    return tuple({n: tuple(_check_int(size, "buckets") for size in s) for n, s in row.items()} for row in shapes)
 
 
 def read_placements(frame: Frame) -> tuple[int, list[Placement]]:
@@ -176,6 +210,7 @@ def read_report(frame: Frame) -> tuple[int, list[ReplicaReport]]:
             _text(row, "error", empty=True),
             _text(row, "log_tail", empty=True),
             _text(row, "variant", empty=True),
+            _stage(row),
         )
         for row in _rows(frame.head, "replicas")
     ]
@@ -228,6 +263,13 @@ def _error(value: object) -> RequestError:
     if kind not in _STATUS:
         raise LinkError(f"unknown status kind {kind!r}")
     return RequestError(_text(row, "error"), status=_STATUS[kind], kind=kind)
+
+
+def _stage(head: Mapping[str, object]) -> str:
+    stage = head.get("stage", "model")
+    if stage not in ("preprocess", "model", "postprocess"):
+        raise LinkError(f"unknown stage {str(stage)[:80]!r}")
+    return str(stage)
 
 
 def _specs(head: Mapping[str, object], key: str) -> tuple[TensorSpec, ...]:
