@@ -67,6 +67,12 @@ _ALL: Final = (
         "all three outputs are named and the states are stated", _MEASURED, "complete_lstm",
     ),
     Quirk(
+        "mindspore-lite-2.0.0-joining-inputs", "mindspore-lite", "2.0.0",
+        "an image of fixed shape that is an input of the graph and joins (Add, Mul, Concat and their like) what was computed "
+        "of a convolution: its transpose optimiser fails where the result goes on to another",
+        "the input is read through a Reshape to its own shape", _MEASURED, "reshape_joining_inputs",
+    ),
+    Quirk(
         "mindspore-lite-2.0.0-defaults", "mindspore-lite", "2.0.0",
         "what a graph leaves to ONNX's defaults (alpha of Elu and LeakyRelu, the lower bound of Clip, strides, the "
         "coordinates of Resize) is taken otherwise: wrong numbers without a word, or a graph that cannot be built",
@@ -139,6 +145,9 @@ _ALL: Final = (
         "such nodes are computed beforehand", "github:microsoft/onnxruntime core/providers/cann", "fold_constants",
     ),
 )  # fmt: skip
+
+JOINS: Final = frozenset({"Add", "Concat", "Div", "Max", "Mul", "Sub", "Sum"})
+"""Operators of the quirk mindspore-lite-2.0.0-joining-inputs; Min and Where were measured and are free of it."""
 
 QUIRKS: Final[Mapping[str, Quirk]] = {quirk.name: quirk for quirk in _ALL}
 

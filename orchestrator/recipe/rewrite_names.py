@@ -29,6 +29,7 @@ REWRITE_NAMES: Final = (
     "name_nodes",
     "narrow_float64",
     "narrow_int64",
+    "reshape_joining_inputs",
     "slice_shape",
     "split_large_kernel",
     "strip_dilations",

@@ -30,6 +30,7 @@ def lite() -> MindSporeLite:
         ("embedding", "as is", "ok", "ok"),
         ("lstm", "fixed", "ok", "ok"),
         ("layernorm", "prepared", "ok", "ok"),
+        ("residual", "fixed", "ok", "ok"),
         ("gru", "prepared", "blocked", "unsupported_ops"),
         ("if_branch", "as is", "blocked", "captured_value"),
         ("hardswish", "as is", "blocked", "unsupported_ops"),
@@ -42,6 +43,26 @@ def test_agreement(lite: MindSporeLite, tmp_path: Path, name: str, form: str, ve
     row = judge(name, form, tmp_path / "source.onnx", zoo.samples, lite, tmp_path)
     assert (row.verdict, row.outcome, row.agree) == (verdict, outcome, True), row
     assert row.parity_db is None or row.parity_db >= RIGHT_DB
+
+
+@pytest.mark.parametrize("join", ["Add", "Concat", "Div", "Max", "Mul", "Sub", "Sum"])
+def test_inputs_that_join_between_convolutions_are_read_through_a_reshape(
+    lite: MindSporeLite, tmp_path: Path, join: str
+) -> None:
+    sketch = Sketch(9, opset=15)
+    x = sketch.input("x", [2, 4, 6, 6])
+    attributes: dict[str, Any] = {"strides": [1, 1], "dilations": [1, 1], "pads": [1, 1, 1, 1]}
+    computed = sketch.op("Sigmoid", sketch.op("Conv", x, sketch.random(4, 4, 3, 3), **attributes))
+    joined = sketch.op(join, x, computed, **({"axis": 1} if join == "Concat" else {}))
+    channels = 8 if join == "Concat" else 4
+    sketch.op("Conv", joined, sketch.random(4, channels, 3, 3), out="y", **attributes)
+    sketch.output("y", [2, 4, 6, 6])
+    onnx.save(onnx.shape_inference.infer_shapes(sketch.model()), tmp_path / "source.onnx")
+    samples = {"x": np.random.default_rng(2).normal(size=(2, 4, 6, 6)).astype(np.float32)}
+    as_is = judge(join, "as is", tmp_path / "source.onnx", samples, lite, tmp_path)
+    assert (as_is.verdict, as_is.outcome) == ("unknown", "convert_failed"), as_is
+    prepared = judge(join, "prepared", tmp_path / "source.onnx", samples, lite, tmp_path)
+    assert (prepared.rewrites, prepared.verdict, prepared.agree) == (("reshape_joining_inputs",), "ok", True), prepared
 
 
 def test_layer_normalization_loses_its_epsilon_and_prepare_saves_it(lite: MindSporeLite, tmp_path: Path) -> None:

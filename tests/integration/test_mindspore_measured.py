@@ -94,6 +94,7 @@ RIGHT: dict[str, Draw] = {
 }
 REFUSED: dict[str, Draw] = {
     "tan": op("Tan"),
+    "prelu of a computed slope": lambda sketch, x: sketch.op("PRelu", x, sketch.op("Sigmoid", x)),
     "einsum": op("Einsum", equation="bchw->bhwc"),
     "lp": op("LpNormalization", axis=-1, p=2),
     "max of three": op("Max", f32(0), f32(1)),

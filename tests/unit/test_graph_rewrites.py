@@ -243,6 +243,20 @@ def test_names_and_dilations() -> None:
     assert changes.nodes == ["p"]
 
 
+def test_fixed_images_that_join_are_read_through_a_reshape(tmp_path: Path) -> None:
+    nodes = [node("Transpose", ["x"], ["turned"], "turn", perm=[0, 1, 3, 2]), node("Relu", ["x"], ["r"], "relu"),
+             node("Add", ["turned", "r"], ["s"], "first"), node("Mul", ["s", "x"], ["t"], "second"),
+             node("Add", ["t", "w"], ["u"], "weight"), node("Add", ["x", "x"], ["v"], "inputs"),
+             node("Sub", ["u", "v"], ["y"], "computed")]  # fmt: skip
+    weight = {"w": np.ones((1, 3, 1, 1), np.float32)}
+    model = graph(nodes, {"x": (F, [2, 3, 4, 4])}, weight)
+    done, changes = change(model, "reshape_joining_inputs", "mindspore-lite")
+    assert changes.nodes == ["first", "second"]
+    same(tmp_path, model, done, {"x": RNG.normal(size=(2, 3, 4, 4)).astype(np.float32)})
+    free = graph(nodes, {"x": (F, ["n", 3, 4, 4])}, weight)
+    assert not change(free, "reshape_joining_inputs", "mindspore-lite")[1]
+
+
 def test_shapes_in_part_are_sliced_for_mindspore_lite(tmp_path: Path) -> None:
     model = graph([node("Shape", ["x"], start=-2, end=3)], {"x": (F, ["a", "b", "c", 2])}, outputs={"y": (I64, [1])})
     done, _ = change(model, "slice_shape", "mindspore-lite")

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
+from orchestrator.ascend.quirks import JOINS
 from orchestrator.graph.coverage.judge import Question
 from orchestrator.graph.coverage.nodes import Node
 from orchestrator.graph.coverage.verdicts import Finding, Verdict
+
+_IMAGE: Final = 4
 
 Limit = Callable[[Node, Question], Iterator[Finding]]
 
@@ -94,12 +97,26 @@ def instance_normalization(node: Node, question: Question) -> Iterator[Finding]:
         )
 
 
+def joining_inputs(node: Node, _: Question) -> Iterator[Finding]:
+    """Refused where the computed operand comes from a convolution through other nodes and the result goes to another."""
+    images = [value for value in node.inputs if value is not None and len(value.shape or ()) == _IMAGE]
+    fixed = [value for value in images if value.given and all(isinstance(dim, int) for dim in value.shape or ())]
+    if fixed and any(not value.given and not value.constant for value in images):
+        yield Finding(
+            "unknown",
+            f"{node.op_type} of an input of the graph and of what was computed: the converter fails between convolutions",
+            "the rewrite reshape_joining_inputs reads the input through a Reshape",
+            "reshape_joining_inputs",
+        )
+
+
 def _runtime(question: Question) -> Verdict:
     """Return what a refusal of the CPU runtime means: on a SoC another runtime builds the graph."""
     return "unknown" if question.family else "blocked"
 
 
 MINDSPORE_LIMITS: Final[Mapping[str, Limit]] = {
+    **dict.fromkeys(JOINS, joining_inputs),
     "AveragePool": pool_dilations,
     "Cast": cast,
     "Conv": conv_strides,

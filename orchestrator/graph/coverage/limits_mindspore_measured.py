@@ -216,6 +216,8 @@ _FORMS: Final[Mapping[str, tuple[Measured, ...]]] = {
     "NonMaxSuppression": (Measured(_several_classes, "wrong numbers", "of several classes or batches",
                                    "do it after the model"),),
     "OneHot": (Measured(_lacks("axis"), "wrong numbers", "without its axis written out", *_DEFAULTS),),
+    "PRelu": (Measured(lambda node: not node.value(1).constant, "refused", "with a slope that is computed",
+                       "use Where(x < 0, slope * x, x)"),),
     "Pad": (
         Measured(lambda node: node.has(3), "refused", "with axes", "give pads for every axis"),
         Measured(_negative_pads, "refused", "with negative pads", "cut with Slice"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -34,12 +34,14 @@ class Value:
         shape: None where not even the rank is known; a dimension that is not known is its name or `?`.
         constant: Its value is there when the toolchain compiles: a weight, or computed from weights and shapes alone.
         array: Small constants themselves.
+        given: It is an input of the whole graph, turned perhaps.
     """
 
     dtype: str = ""
     shape: Dims | None = None
     constant: bool = False
     array: np.ndarray[Any, Any] | None = None
+    given: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +119,10 @@ def nodes_of(model: onnx.ModelProto) -> Iterator[Node]:
 
 
 def _graph(graph: Any, scope: _Scope, path: str, opsets: Mapping[str, int]) -> Iterator[Node]:
-    for info in (*graph.value_info, *graph.output, *graph.input):
+    for info in (*graph.value_info, *graph.output):
         scope.values[info.name] = _declared(info)
+    for info in graph.input:
+        scope.values[info.name] = replace(_declared(info), given=scope.outer is None)
     for tensor in graph.initializer:
         scope.values[tensor.name] = _weight(tensor)
     for sparse in graph.sparse_initializer:
@@ -158,7 +162,9 @@ def _node(proto: Any, number: int, scope: _Scope, path: str, opsets: Mapping[str
 
 
 def _settle(proto: Any, node: Node, scope: _Scope) -> None:
-    """Mark the outputs of a folded node as constant, with the value of a `Constant`."""
+    """Mark the outputs of a folded node as constant, with the value of a `Constant`; a turned input is still given."""
+    if proto.op_type == "Transpose" and node.value(0).given:
+        scope.values[proto.output[0]] = replace(scope.get(proto.output[0]), given=True)
     if not node.folded:
         return
     array = _constant(node) if proto.op_type == "Constant" else None

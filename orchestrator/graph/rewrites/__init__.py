@@ -34,7 +34,7 @@ from orchestrator.graph.rewrites.normalizations import (
 from orchestrator.graph.rewrites.opset import lower_opset
 from orchestrator.graph.rewrites.recurrent import complete_lstm
 from orchestrator.graph.rewrites.reductions import decompose_einsum, decompose_reduce_norms, decompose_trilu
-from orchestrator.graph.rewrites.shapes import fix_shapes, name_nodes, strip_dilations
+from orchestrator.graph.rewrites.shapes import fix_shapes, name_nodes, reshape_joining_inputs, strip_dilations
 
 _LITE: Final = frozenset({"mindspore-lite"})
 
@@ -83,6 +83,8 @@ _IN_ORDER: Final = (
     Rewrite("fold_constants", "exact", "compute once what depends on weights and fixed shapes only", True, TOOLCHAINS,
             fold_constants),
     Rewrite("strip_dilations", "exact", "take off MaxPool dilations that are all 1", True, _LITE, strip_dilations),
+    Rewrite("reshape_joining_inputs", "exact", "read a fixed image input through a Reshape where it joins what is computed",
+            True, _LITE, reshape_joining_inputs),
     Rewrite("lower_opset", "exact", "bring the graph down to an opset that the toolchain reads", True, None, lower_opset),
 )  # fmt: skip
 

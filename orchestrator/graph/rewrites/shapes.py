@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import onnx_ir as ir
 
+from orchestrator.ascend.quirks import JOINS
 from orchestrator.graph.rewrites.base import Changes, Context
-from orchestrator.graph.rewrites.build import Builder, Names, attribute, graphs, nodes
+from orchestrator.graph.rewrites.build import (
+    Builder,
+    Names,
+    attribute,
+    constant_of,
+    dims_of,
+    graphs,
+    needed,
+    nodes,
+    rank_of,
+)
 from orchestrator.graph.rewrites.each import each, on_demand
+
+_IMAGE: Final = 4
 
 
 def name_nodes(model: ir.Model, context: Context) -> Changes:
@@ -78,6 +93,35 @@ def strip_dilations(b: Builder, node: ir.Node) -> bool:
         return False
     del node.attributes["dilations"]
     return True
+
+
+@each(*JOINS, when=on_demand)
+def reshape_joining_inputs(b: Builder, node: ir.Node) -> bool:
+    """Images that are an input of the graph and join what was computed of them: read through a Reshape to their own shape.
+
+    This toolchain turns images around convolutions to channels last, and cannot turn back what reaches such a node on one
+    side only, unless a node stands between.
+    """
+    images = [value for value in node.inputs if value is not None and rank_of(value) == _IMAGE]
+    given = [value for value in images if _is_given(b.model, value)]
+    if all(value in given or constant_of(value) is not None for value in images):
+        return False
+    changed = False
+    for index, value in enumerate(node.inputs):
+        sizes = [dim for dim in dims_of(value) or () if dim is not None]
+        if value not in given or len(sizes) != _IMAGE:
+            continue
+        shape = b.ints(sizes, f"shape_{index}")
+        node.replace_input_with(index, b.op("Reshape", [value, shape], f"input_{index}", like=value))
+        changed = True
+    return changed
+
+
+def _is_given(model: ir.Model, value: ir.Value) -> bool:
+    """Tell whether a value is an input of the graph, turned perhaps."""
+    while (node := value.producer()) is not None and node.op_type == "Transpose":
+        value = needed(node, 0)
+    return value in model.graph.inputs and value.const_value is None
 
 
 def quantised(model: ir.Model) -> list[ir.Node]:
