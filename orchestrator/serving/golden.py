@@ -48,10 +48,9 @@ def self_check(session: Session, golden: Golden, *, rounded: bool = False) -> in
         found = _run(session, [_one(spec, golden.inputs[spec.name], sample) for spec in session.inputs])
         largest = max(largest, sum(len(tensor.data) for tensor in found))
         for spec, tensor in zip(session.outputs, found, strict=True):
-            wanted = golden.outputs[spec.name][sample]
-            problem = _compare(
-                tensor, wanted.reshape(tensor.shape) if wanted.size == _size(tensor) else wanted, rounded
-            )
+            row = golden.outputs[spec.name][sample : sample + 1]
+            wanted = row.reshape(tensor.shape) if row.size == _size(tensor) else row
+            problem = _compare(tensor, wanted, rounded)
             if problem:
                 raise DeviceError(
                     f"self-check of sample {sample}: output {spec.name!r} {problem}",
@@ -79,7 +78,7 @@ def _one(spec: TensorSpec, array: npt.NDArray[np.generic], sample: int) -> Tenso
     """Return sample `sample`: with a leading 1 where the model has an axis for it."""
     if array.ndim == len(spec.dims):
         return from_array(spec.name, array[sample : sample + 1])
-    return from_array(spec.name, array[sample])
+    return from_array(spec.name, array[sample : sample + 1].reshape(array.shape[1:]))
 
 
 def _run(session: Session, inputs: Sequence[Tensor]) -> list[Tensor]:

@@ -12,6 +12,7 @@ import orjson
 
 from orchestrator.core.errors import IntegrityError
 from orchestrator.serving.oip import LAST
+from orchestrator.serving.runtimes.api import Stage
 from orchestrator.serving.tensors import MAX_RANK, TensorSpec
 
 SERVE_JSON: Final = "serve.json"
@@ -19,7 +20,6 @@ SERVE_FOLDER: Final = "serve"
 """Below it lie the recipe's own files that the stages need, with their paths."""
 SCHEMA: Final = 1
 
-Stage = Literal["preprocess", "model", "postprocess"]
 MODEL: Final[Stage] = "model"
 
 _LARGEST_BYTES: Final = 1 << 20
