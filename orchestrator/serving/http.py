@@ -70,7 +70,7 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self._waiting: deque[Exchange] = deque()
         self._refusal: tuple[int, str] | None = None
-        self._paused = self._write_blocked = self._closing = False
+        self._paused = self._write_blocked = self._closing = self._ended = False
         self._in_head = self._receiving = False
         self._reset()
         self.lost = False
@@ -105,7 +105,7 @@ class Connection(asyncio.Protocol):
         """Called by the event loop."""
         if self._closing:
             return
-        was_in_head = self._in_head
+        headers, body_bytes = self._headers, self._body_bytes
         upgrade = False
         try:
             self._parser.feed_data(data)
@@ -115,11 +115,14 @@ class Connection(asyncio.Protocol):
             self._broken()
         except httptools.HttpParserError as error:
             self._note(400, f"bad HTTP request: {error}")
-        if was_in_head and self._in_head:
+        if not self._receiving or self._headers is not headers or self._body_bytes != body_bytes:
+            self._raw_bytes = 0
+        else:
+            # Still the same request, and no byte of its body: a head or a trailer, which the parser keeps until it ends.
             self._raw_bytes += len(data)
             if self._raw_bytes > self._limits.head:
                 self._note(431, f"request headers are over {self._limits.head} bytes")
-        if self._refusal is not None:
+        if self._refusal is not None and not self._closing:
             self._refuse(*self._refusal)
         elif upgrade and not self._closing:
             self._refuse(400, "protocol upgrades are not supported")
@@ -170,8 +173,12 @@ class Connection(asyncio.Protocol):
         self._head_bytes += len(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header."""
+        """One header, or one trailer behind a chunked body: those count, and change nothing."""
         self._head_bytes += len(name) + len(value) + 4
+        if not self._in_head:
+            if self._head_bytes > self._limits.head:
+                self._note(431, f"request headers are over {self._limits.head} bytes")
+            return
         name = name.lower()
         if name in self._headers and name in _SINGLE:
             self._note(400, f"header {name.decode('latin-1')} appears twice")
@@ -234,7 +241,7 @@ class Connection(asyncio.Protocol):
         while waiting and (answer := waiting[0].take_answer()) is not None:
             first = waiting.popleft()
             self._server.buffered_bytes -= len(first.body)
-            if self._transport.is_closing():
+            if self._ended or self._transport.is_closing():
                 continue
             if len(answer) == 1 or size > _JOIN_BYTES:
                 self._transport.writelines(answer)
@@ -243,7 +250,7 @@ class Connection(asyncio.Protocol):
             if not first.keep_alive:
                 self._end()
                 return
-        if not waiting and not self._receiving:
+        if not waiting and not self._receiving and not self._ended:
             self.deadline = self._loop.time() + self._limits.idle_s
         if self._paused and not self._write_blocked and len(waiting) < self._limits.pipeline // 2:
             self._pause(paused=False)
@@ -256,7 +263,7 @@ class Connection(asyncio.Protocol):
 
     def _end(self) -> None:
         """Close after what has been written; what the client still sends is dropped, so that it can read our answer."""
-        self._closing = True
+        self._closing = self._ended = True
         self._pause(paused=False)
         self.deadline = self._loop.time() + _LINGER_S
         if self._transport.can_write_eof():
@@ -284,5 +291,5 @@ class Connection(asyncio.Protocol):
         """Close now when nothing is owed; else after the last answer."""
         if not self._waiting and not self._transport.is_closing():
             self._transport.close()
-        for exchange in self._waiting:
-            exchange.keep_alive = False
+        if self._waiting:
+            self._waiting[-1].keep_alive = False
