@@ -14,7 +14,6 @@ from orchestrator.bundle.golden import read_golden
 from orchestrator.core.errors import Unreachable, UsageError
 from orchestrator.rollout import endpoints
 from orchestrator.rollout.site import RouterSite
-from orchestrator.serving.client import OipClient
 
 
 def list_endpoints(workplace: Workplace) -> list[dict[str, Any]]:
@@ -50,7 +49,7 @@ def infer_once(workplace: Workplace, endpoint: str, input_file: Path | None) -> 
     site = connect(workplace, live.site)
     inputs = _read_inputs(input_file) if input_file else _golden(Path(live.path))
     began = time.perf_counter()
-    answer = OipClient(site.url).infer(endpoint, inputs)
+    answer = site.client.infer(endpoint, inputs)
     return {
         "endpoint": endpoint,
         "generation": answer.generation,

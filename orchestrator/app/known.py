@@ -47,7 +47,7 @@ class KnownState:
         live = self._ledger.generations.live(endpoint)
         if live is None or live.pool != pool:
             return None
-        url = self._url(live.site)
+        url, socket = self._router(live.site)
         facts = {
             "endpoint": endpoint,
             "generation": live.number,
@@ -60,16 +60,22 @@ class KnownState:
             "url": f"{url}/v2/models/{endpoint}",
         }
         return Deployed(
-            live.artifact, live.number, bool(url) and _answers(url, endpoint, live.number), facts, live.variant_artifact
+            live.artifact,
+            live.number,
+            bool(url) and _answers(url, socket, endpoint, live.number),
+            facts,
+            live.variant_artifact,
         )
 
-    def _url(self, site: str) -> str:
+    def _router(self, site: str) -> tuple[str, str]:
+        """Return the router's URL and its admin socket; empty where it is not known."""
         from orchestrator.cluster.local import status
 
         try:
-            return status(self._workplace.site(site)).router_url
+            found = status(self._workplace.site(site))
         except OrchestratorError:
-            return ""
+            return "", ""
+        return found.router_url, found.router_admin
 
 
 def _target(live: Generation) -> str:
@@ -82,11 +88,11 @@ def _target(live: Generation) -> str:
         return ""
 
 
-def _answers(url: str, endpoint: str, generation: int) -> bool:
+def _answers(url: str, socket: str, endpoint: str, generation: int) -> bool:
     from orchestrator.serving.client import OipClient
 
     try:
-        return OipClient(url, timeout_s=2.0).ready(endpoint, generation)
+        return OipClient(url, timeout_s=2.0, socket=socket).ready(endpoint, generation)
     except OrchestratorError:
         return False
 

@@ -83,7 +83,7 @@ class RouterSite:
     @classmethod
     def connect(cls, name: str, url: str, admin_socket: Path) -> RouterSite:
         """Describe the site; nothing is sent yet."""
-        return cls(name, url, RouterAdmin(admin_socket), OipClient(url))
+        return cls(name, url, RouterAdmin(admin_socket), OipClient(url, socket=admin_socket))
 
     def put_table(self, table: RoutingTable) -> None:
         """Publish a routing table."""

@@ -60,8 +60,8 @@ class RouterAdmin:
         """Return generations, replicas and agents."""
         return self._call("GET", "/status")
 
-    def events(self, after: int = 0, limit: int = 1000) -> dict[str, Any]:
-        """Return completion events with `seq > after`: `{"boot", "events", "last", "lost"}`."""
+    def events(self, after: int | str = 0, limit: int = 1000) -> dict[str, Any]:
+        """Return completion events: `{"boot", "events", "last", "lost"}`; `after` is 0, or the `last` of an earlier answer."""
         return self._call("GET", f"/events?after={after}&limit={limit}")
 
     def metrics(self) -> str:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
-from typing import TYPE_CHECKING, Final
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs
 
 import orjson
 
 from orchestrator.core.errors import Conflict, ServingError
-from orchestrator.serving.exchange import TEXT, Exchange
+from orchestrator.serving.exchange import JSON, TEXT, Exchange
 from orchestrator.serving.front import allowed
 from orchestrator.serving.gauges import exposition
+from orchestrator.serving.peers import merge_events, merge_metrics, merge_status
 from orchestrator.serving.table import RoutingTable
 
 if TYPE_CHECKING:
     from orchestrator.serving.router import Router
 
+_log: Final = logging.getLogger(__name__)
 _MAX_EVENTS: Final = 10_000
 
 
@@ -25,12 +30,15 @@ class Backdoor:
 
     def __init__(self, router: Router) -> None:
         self._router = router
+        self._tasks: set[asyncio.Task[bytes]] = set()
 
     def handle(self, exchange: Exchange) -> None:
         """Answer one exchange."""
         path, _, query = exchange.target.decode("latin-1").partition("?")
-        if path == "/table" and exchange.method == b"PUT":
-            self._put_table(exchange)
+        if path == "/v2" or path.startswith("/v2/"):
+            self._router.front.handle(exchange)
+        elif path in ("/table", "/peer/table") and exchange.method == b"PUT":
+            self._put_table(exchange, from_lead=path == "/peer/table")
         elif path not in ("/table", "/status", "/events", "/metrics"):
             exchange.fail(404, "no such path")
         elif not allowed(exchange, b"GET, PUT" if path == "/table" else b"GET"):
@@ -38,13 +46,52 @@ class Backdoor:
         elif path == "/table":
             exchange.reply(200, [orjson.dumps(self._router.routes.table.to_json())])
         elif path == "/status":
-            exchange.reply(200, [orjson.dumps(self._status())])
+            self._speak_for_all(exchange, self._tell_status())
         elif path == "/events":
             self._events(exchange, query)
         else:
-            exchange.reply(200, [exposition(self._router)], TEXT)
+            self._speak_for_all(exchange, self._tell_metrics(), TEXT)
 
-    def _put_table(self, exchange: Exchange) -> None:
+    def _speak_for_all(self, exchange: Exchange, telling: Coroutine[Any, Any, bytes], kind: bytes = JSON) -> None:
+        """Answer when the other routers have answered us."""
+        task = asyncio.get_running_loop().create_task(telling)
+        self._tasks.add(task)
+
+        def done(task: asyncio.Task[bytes]) -> None:
+            self._tasks.discard(task)
+            error = None if task.cancelled() else task.exception()
+            if error is not None:
+                _log.error("admin request failed", exc_info=error)
+                exchange.fail(500, "internal error")
+            elif not task.cancelled():
+                exchange.reply(200, [task.result()], kind)
+
+        task.add_done_callback(done)
+
+    async def _tell_status(self) -> bytes:
+        others = await self._router.peers.ask_all("/status")
+        return orjson.dumps(merge_status(self._status(), others))
+
+    async def _tell_metrics(self) -> bytes:
+        others = await self._router.peers.ask_all("/metrics")
+        own = exposition(self._router, str(self._router.settings.router))
+        return merge_metrics(own, others) if others else own
+
+    async def _tell_events(self, cursors: list[int], limit: int) -> bytes:
+        each = max(1, limit // len(cursors))
+        others = await self._router.peers.ask([f"/events?after={after}&limit={each}" for after in cursors[1:]])
+        own = self._router.recorder.events.read(cursors[0], each)
+        return orjson.dumps(merge_events(own, others, cursors) if self._router.peers else own)
+
+    async def _hand_over(self, body: bytes, version: int) -> bytes:
+        await self._router.peers.hand_over(body)
+        return orjson.dumps({"version": version})
+
+    def _put_table(self, exchange: Exchange, *, from_lead: bool) -> None:
+        router = self._router.settings.router
+        if router and not from_lead:
+            exchange.fail(409, f"this is router {router}: router 0 takes the table and hands it over")
+            return
         try:
             table = RoutingTable.from_json(orjson.loads(exchange.body))
             self._router.offer_table(table)
@@ -55,17 +102,19 @@ class Backdoor:
         except ServingError as error:
             exchange.fail(400, f"{error.place}: {error.message}")
         else:
-            exchange.reply(200, [orjson.dumps({"version": table.version})])
+            self._speak_for_all(exchange, self._hand_over(bytes(exchange.body), table.version))
 
     def _events(self, exchange: Exchange, query: str) -> None:
         values = parse_qs(query)
         try:
-            after, limit = int(values.get("after", ["0"])[0]), int(values.get("limit", ["1000"])[0])
+            cursors, limit = (
+                self._router.peers.cursors(values.get("after", ["0"])[0]),
+                int(values.get("limit", ["1000"])[0]),
+            )
         except ValueError:
-            exchange.fail(400, "after and limit must be whole numbers")
+            exchange.fail(400, "after must be 0 or the `last` of an earlier answer, limit a whole number")
             return
-        found = self._router.recorder.events.read(max(0, after), max(1, min(limit, _MAX_EVENTS)))
-        exchange.reply(200, [orjson.dumps(found)])
+        self._speak_for_all(exchange, self._tell_events(cursors, max(1, min(limit, _MAX_EVENTS))))
 
     def _status(self) -> dict[str, object]:
         router = self._router
@@ -87,8 +136,8 @@ class Backdoor:
         return {
             "boot": router.recorder.events.boot,
             "pid": os.getpid(),
-            "url": router.url,
-            "grpc": router.grpc_url,
+            "url": router.doors.url,
+            "grpc": router.doors.grpc_url,
             "version": router.routes.table.version,
             "generations": router.routes.lane_status(),
             "replicas": replicas,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, cast
 
@@ -45,11 +46,16 @@ class OipClient:
     Args:
         url: `http://host:port`.
         timeout_s: Of each call.
+        socket: The router's admin socket: it takes requests too, and whoever can open it needs neither token nor certificate.
     """
 
-    def __init__(self, url: str, timeout_s: float = 30.0) -> None:
+    def __init__(self, url: str, timeout_s: float = 30.0, *, socket: Path | str = "") -> None:
         self._url = url
-        self._client = httpx.Client(base_url=url, timeout=timeout_s)
+        if socket:
+            transport = httpx.HTTPTransport(uds=str(socket))
+            self._client = httpx.Client(transport=transport, base_url="http://router", timeout=timeout_s)
+        else:
+            self._client = httpx.Client(base_url=url, timeout=timeout_s)
 
     def close(self) -> None:
         """Close the connections."""

@@ -41,6 +41,9 @@ class RouterSettings:
         tls_client_ca: CAs (PEM) one of which must have signed the certificate that a client then must show.
         access_log_sample: Share of the requests that are written to the access log.
         otlp_endpoint: Address of an OpenTelemetry collector; empty for no spans.
+        router: Its number among the routers of the site; 0 leads.
+        peers: For router 0: admin sockets of the others, router 1 first.
+        lead_table: For the others: where router 0 keeps its table.
     """
 
     host: str
@@ -60,6 +63,14 @@ class RouterSettings:
     tls_client_ca: str = ""
     access_log_sample: float = 0.0
     otlp_endpoint: str = ""
+    router: int = 0
+    peers: Sequence[str] = ()
+    lead_table: str = ""
+
+    @property
+    def shared(self) -> bool:
+        """Whether other routers listen on the same ports."""
+        return bool(self.peers or self.lead_table)
 
     def check(self) -> None:
         """Raise `UsageError` when a value cannot work."""
@@ -72,6 +83,12 @@ class RouterSettings:
         if not ports_fit or self.request_timeout_s <= 0 or self.queue_limit < 1:
             raise UsageError(
                 f"bad router settings: port {self.port}, grpc_port {self.grpc_port}, queue_limit {self.queue_limit}"
+            )
+
+        if bool(self.router) != bool(self.lead_table) or (self.router and (self.peers or not self.port)):
+            raise UsageError(
+                f"bad router settings: router {self.router}, lead_table {self.lead_table!r}, peers {list(self.peers)}",
+                hint="router 0 has peers; every other one has lead_table and a port",
             )
 
     def _check_guarded(self) -> None:
@@ -150,11 +167,13 @@ class ReplicaSettings:
         variant_path: The variant's folder.
         work: Folder of this replica alone, for what its libraries leave behind; empty makes a temporary one.
         tools: Programs that runtimes need, by name.
+        stage: What of the bundle this replica computes: its model, or its code before or after it.
         stall_s: A batch that takes longer means a device that will not answer; the kernel then ends the process.
         load_s: Likewise for loading, warm-up and self-check together.
         parent_pid: When not 0, the replica dies with this parent.
         status_fd: When not 0, a pipe to the agent: one JSON object a line.
         slot: The device slot that it shares with other replicas; empty where it shares with nobody.
+        load: `lazy` where it may be unloaded and loaded again as requests come.
     """
 
     replica: str
@@ -166,6 +185,7 @@ class ReplicaSettings:
     device: str
     variant: str = ""
     variant_path: str = ""
+    stage: str = "model"
     work: str = ""
     tools: Mapping[str, str] = field(default_factory=dict[str, str])
     stall_s: float = 60.0
@@ -174,6 +194,7 @@ class ReplicaSettings:
     status_fd: int = 0
     links: Sequence[str] = ()
     slot: str = ""
+    load: str = "always"
 
     def check(self) -> None:
         """Raise `UsageError` when a value cannot work."""
@@ -181,6 +202,8 @@ class ReplicaSettings:
             _check_socket(path)
         if self.stall_s <= 0 or self.load_s <= 0:
             raise UsageError(f"bad replica settings: stall_s {self.stall_s}, load_s {self.load_s}")
+        if self.stage not in ("preprocess", "model", "postprocess"):
+            raise UsageError(f"bad replica settings: stage {self.stage!r}")
 
 
 def read_settings(kind: type[_Settings], path: Path) -> _Settings:

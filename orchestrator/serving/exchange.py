@@ -23,6 +23,8 @@ TEXT: Final = b"text/plain; version=0.0.4; charset=utf-8"
 _REASONS: Final = {
     200: "OK",
     400: "Bad Request",
+    401: "Unauthorized",
+    403: "Forbidden",
     404: "Not Found",
     405: "Method Not Allowed",
     408: "Request Timeout",
@@ -144,6 +146,11 @@ class Exchange:
         if error.retry_after_s:
             extra += b"retry-after: %d\r\n" % error.retry_after_s
         self.fail(error.status, error.message, extra)
+
+    @property
+    def answer_bytes(self) -> int:
+        """Size of the rendered answer, head included; -1 while there is none."""
+        return -1 if self._answer is None else sum(map(len, self._answer))
 
     def take_answer(self) -> list[Buffer] | None:
         """Return the rendered answer, or None while there is none."""

@@ -20,6 +20,7 @@ from orchestrator.serving.oip import parse_request
 from orchestrator.serving.routes import Place, Routes
 
 _MODEL: Final = re.compile(r"/v2/models/([^/]*)(?:/versions/([^/]*))?(/infer|/ready|/config|/stats)?")
+_CONTROL: Final = re.compile(r"/v2/repository/models/[^/]*/(?:load|unload)")
 _TYPES: Final = (b"application/json", b"application/octet-stream", b"")
 _CACHE: Final = 1024
 _PATIENCE: Final = b"x-request-timeout-seconds"
@@ -70,6 +71,9 @@ class Front:
             self._index(exchange)
         elif (match := _MODEL.fullmatch(path)) is not None:
             self._model(exchange, match)
+        elif _CONTROL.fullmatch(path) is not None:
+            text = "models are loaded and unloaded on the router's admin socket alone, which `orchestrate site status` shows"
+            raise RequestError(text, status=403, kind="forbidden")
         else:
             raise RequestError("no such path", status=404, kind="not_found")
 

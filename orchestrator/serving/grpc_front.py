@@ -49,14 +49,21 @@ def _worth_telling(record: logging.LogRecord) -> bool:
 
 
 class GrpcCaller:
-    """Waits for the answer of one request."""
+    """Waits for the answer of one request.
 
-    __slots__ = ("_future", "done", "gone")
+    Attributes:
+        metadata: What came with the call.
+        size: Bytes of the message.
+    """
+
+    __slots__ = ("_future", "done", "gone", "metadata", "size")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._future: asyncio.Future[bytes | RequestError] = loop.create_future()
         self.done = False
         self.gone = False
+        self.metadata: Sequence[tuple[str, str | bytes]] = ()
+        self.size = -1
 
     def answer(self, request: Request, outputs: Sequence[Tensor]) -> None:
         """Give the answer."""
@@ -87,9 +94,25 @@ class GrpcFront:
     Args:
         limits: Message size, and bytes held, as for HTTP.
         compat: See `RouterSettings`.
+        interceptors: Of grpc, which see every call first.
+        credentials: Of grpc, for TLS; plain text without.
+        shared: Other routers listen on the same port.
     """
 
-    def __init__(self, routes: Routes, admission: Admission, limits: Limits, compat: str) -> None:
+    def __init__(
+        self,
+        routes: Routes,
+        admission: Admission,
+        limits: Limits,
+        compat: str,
+        *,
+        interceptors: Sequence[Any] = (),
+        credentials: Any = None,
+        shared: bool = False,
+    ) -> None:
+        self._interceptors = interceptors
+        self._credentials = credentials
+        self._shared = shared
         self._routes = routes
         self._admission = admission
         self._limits = limits
@@ -105,13 +128,14 @@ class GrpcFront:
             ServingError: The port is taken.
         """
         server = grpc.aio.server(
+            interceptors=self._interceptors,
             maximum_concurrent_rpcs=_RPCS,
             options=(
                 ("grpc.max_receive_message_length", self._limits.body + _SLACK_BYTES),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_metadata_size", self._limits.head),
                 # Two routers must not share a port by accident.
-                ("grpc.so_reuseport", 0),
+                ("grpc.so_reuseport", int(self._shared)),
                 ("grpc.server_handshake_timeout_ms", int(self._limits.head_s * 1000)),
                 ("grpc.max_concurrent_streams", _STREAMS),
                 ("grpc.keepalive_permit_without_calls", 1),
@@ -120,9 +144,12 @@ class GrpcFront:
             ),
         )
         server.add_generic_rpc_handlers((self._inference(), health_handler(SERVICE, self._routes.ready)))
-        address = f"[{host}]" if ":" in host else host
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
-            found = server.add_insecure_port(f"{address}:{port}")
+            if self._credentials is None:
+                found = server.add_insecure_port(address)
+            else:
+                found = server.add_secure_port(address, self._credentials)
         except RuntimeError as error:
             raise ServingError(
                 f"cannot listen for gRPC on {host}:{port}: {error}", hint="choose another port"
@@ -193,7 +220,8 @@ class GrpcFront:
         except RequestError as error:
             caller.refuse(error, None)
             return size
-        synthetic = any(key == "x-orchestrate-probe" for key, _ in context.invocation_metadata() or ())
+        caller.metadata, caller.size = context.invocation_metadata() or (), size
+        synthetic = any(key == "x-orchestrate-probe" for key, _ in caller.metadata)
         try:
             asked = parse_request(message, always_raw=self._compat == "triton")
         except RequestError as error:

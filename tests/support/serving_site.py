@@ -143,7 +143,13 @@ class ServingSite:
     """Router and agents as child processes; `python` and `env` may be those of another environment."""
 
     def __init__(
-        self, folder: Path, *, python: str = sys.executable, env: Mapping[str, str] | None = None, **settings: object
+        self,
+        folder: Path,
+        *,
+        python: str = sys.executable,
+        env: Mapping[str, str] | None = None,
+        routers: int = 1,
+        **settings: object,
     ) -> None:
         self.folder = folder
         self.short = Path(tempfile.mkdtemp(prefix="orc-"))
@@ -153,6 +159,8 @@ class ServingSite:
         self.version = 0
         self.settings = settings
         self.router: subprocess.Popen[bytes] | None = None
+        self.followers: dict[int, subprocess.Popen[bytes]] = {}
+        self.routers = routers
         self.agents: list[subprocess.Popen[bytes]] = []
         self.admin = RouterAdmin(self.short / "admin.sock")
 
@@ -166,12 +174,36 @@ class ServingSite:
             "parent_pid": os.getpid(),
             **self.settings,
         }
+        if self.routers > 1:
+            config["peers"] = [str(self.short / f"admin-{number}.sock") for number in range(1, self.routers)]
         state = self.folder / "router" / "router.json"
         state.unlink(missing_ok=True)
         self.router = self._spawn("router", config, "router")
         self.wait(lambda: state.exists() or self._dead(self.router), 15, "router")
         told = json.loads(state.read_text())
         self.url, self.grpc = told["url"], told["grpc"]
+        for number in range(1, self.routers):
+            if number not in self.followers:
+                self.start_follower(number)
+
+    def start_follower(self, number: int) -> None:
+        """Start another router on the ports of the first."""
+        config = {
+            "host": "127.0.0.1",
+            "admin": str(self.short / f"admin-{number}.sock"),
+            "link": str(self.short / f"link-{number}.sock"),
+            "state": str(self.folder / f"router-{number}"),
+            "parent_pid": os.getpid(),
+            **self.settings,
+            "router": number,
+            "port": int(self.url.rpartition(":")[2]),
+            "grpc_port": int(self.grpc.rpartition(":")[2] or -1),
+            "lead_table": str(self.folder / "router" / "table.json"),
+        }
+        state = self.folder / f"router-{number}" / "router.json"
+        state.unlink(missing_ok=True)
+        process = self.followers[number] = self._spawn("router", config, f"router-{number}")
+        self.wait(lambda: state.exists() or self._dead(process, f"router-{number}.log"), 15, "router")
 
     def start_agent(
         self, name: str = "agent", slots: int = 1, pool: str = "edge", device: str = DEVICE, **more: object
@@ -183,6 +215,7 @@ class ServingSite:
             "device": device,
             "slots": slots,
             "parent_pid": os.getpid(),
+            "links": [str(self.short / f"link-{number}.sock") for number in range(1, self.routers)],
             **more,
         }
         agent = self._spawn("agent_core", config, name)
@@ -202,9 +235,9 @@ class ServingSite:
                 cwd=self.folder,
             )
 
-    def _dead(self, process: subprocess.Popen[bytes] | None) -> bool:
+    def _dead(self, process: subprocess.Popen[bytes] | None, log: str = "router.log") -> bool:
         if process is not None and process.poll() is not None:
-            raise AssertionError((self.folder / "router.log").read_text()[-3000:])
+            raise AssertionError((self.folder / log).read_text()[-3000:])
         return False
 
     def put(self, endpoints: dict[str, object]) -> int:
@@ -237,7 +270,7 @@ class ServingSite:
 
     def stop(self) -> None:
         self.admin.close()
-        processes = [*self.agents, *([self.router] if self.router else [])]
+        processes = [*self.agents, *self.followers.values(), *([self.router] if self.router else [])]
         end_processes([process.pid for process in processes if process.poll() is None], grace_s=8)
         for process in processes:
             process.wait(5)
