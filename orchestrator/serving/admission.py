@@ -62,4 +62,5 @@ class Admission:
             queue_s=took_s,
             total_s=took_s,
             synthetic=synthetic,
+            caller=caller,
         )

@@ -104,6 +104,7 @@ class Dispatcher:
             compute_us=compute_us,
             total_s=total_s,
             synthetic=request.synthetic,
+            caller=request.caller,
         )
 
     def _fail(self, request: Request, error: RequestError, now: float, replica: str = "") -> None:

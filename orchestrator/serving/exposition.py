@@ -1,4 +1,4 @@
-"""Prometheus' text format: families of samples, written down, and the texts of several routers as one."""
+"""Prometheus' text format: families of samples, written down."""
 
 from __future__ import annotations
 
@@ -47,24 +47,6 @@ def write(families: Iterable[Family]) -> bytes:
     for family in families:
         if family.lines:
             lines += (f"# HELP {family.name} {family.about}", f"# TYPE {family.name} {family.kind}", *family.lines)
-    return ("\n".join(lines) + "\n").encode()
-
-
-def merge(texts: Iterable[str]) -> bytes:
-    """Join what `write` gave in several processes: each family once, with the samples of all. Their labels must differ."""
-    heads: dict[str, list[str]] = {}
-    samples: dict[str, list[str]] = {}
-    for text in texts:
-        name = ""
-        for line in text.splitlines():
-            if line.startswith("# "):
-                name = line.split(" ", 3)[2]
-                head = heads.setdefault(name, [])
-                if line not in head:
-                    head.append(line)
-            elif line:
-                samples.setdefault(name, []).append(line)
-    lines = [line for name, found in samples.items() for line in (*heads[name], *found)]
     return ("\n".join(lines) + "\n").encode()
 
 

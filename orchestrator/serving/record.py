@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from orchestrator.serving.events import Ended, EventRing
 from orchestrator.serving.metrics import BatchRow, Metrics, Place
 from orchestrator.serving.table import Generation
 
 if TYPE_CHECKING:
-    from orchestrator.serving.lanes import Batch, Lane, Replica
+    from orchestrator.serving.lanes import Batch, Caller, Lane, Replica
+    from orchestrator.serving.tracing import Tracer
     from orchestrator.serving.wire import Statuses
 
 MODEL: Final = "model"
 _PILE: Final = 256
 _FOLD_S: Final = 1.0
+
+
+class Observer(Protocol):
+    """Looks at requests as they end."""
+
+    def ended(self, row: Ended, caller: Caller | None) -> None:
+        """A request has ended."""
+        ...
 
 
 class Recorder:
@@ -27,6 +36,8 @@ class Recorder:
         self._ended: list[Ended] = []
         self._batches: list[BatchRow] = []
         self._folded_at = 0.0
+        self.observers: list[Observer] = []
+        self.tracer: Tracer | None = None
 
     @property
     def events(self) -> EventRing:
@@ -54,6 +65,7 @@ class Recorder:
         total_s: float,
         synthetic: bool,
         stage: str = MODEL,
+        caller: Caller | None = None,
     ) -> None:
         """Record one request; `generation` is None where it ended before one was chosen."""
         number = generation.generation if generation else 0
@@ -73,6 +85,8 @@ class Recorder:
             synthetic,
         )
         self._ended.append(row)
+        for observer in self.observers:
+            observer.ended(row, caller)
 
     def batch(self, replica: Replica, batch: Batch, statuses: Statuses, bytes_out: int) -> None:
         """Record one batch that a replica has answered."""
@@ -81,6 +95,8 @@ class Recorder:
         rows, compute_us, copy_us = sum(batch.rows), statuses.compute_us, statuses.copy_us
         row = (place_of(lane), replica.name, replica.device, rows, compute_us, copy_us, bytes_in, bytes_out)
         self._batches.append(row)
+        if self.tracer is not None:
+            self.tracer.batched(batch, replica, time.time(), compute_us)
 
     def tick(self, now: float) -> None:
         """Fold where enough has come together, or a second has gone; call this every 50 ms or so."""
