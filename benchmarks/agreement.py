@@ -5,7 +5,7 @@
 For each graph as it is, after prepare(), and after prepare() with free dimensions fixed: coverage's verdict, what the
 converter did, and how the MindIR's answers on its CPU runtime compare with ONNX Runtime's of the graph as it was (SQNR of
 the worst output, dB). `unknown` claims nothing. Exit status 1 on a disagreement that no known quirk explains. `--quick`
-leaves out the fixed form. The interpreter is the one that tests/install-tools.sh made, unless named.
+leaves out the fixed form and the real models. The interpreter is the one that tests/install-tools.sh made, unless named.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import numpy as np  # noqa: E402
 import onnx  # noqa: E402
+from forecast import RECIPES, real_model  # noqa: E402
 from support.agreement import FORMS, Row, judge  # noqa: E402
 from support.ascend_tools import mindspore_lite_python  # noqa: E402
 from support.zoo import ZOO  # noqa: E402
@@ -32,9 +33,10 @@ from orchestrator.ascend.mindspore_lite import MindSporeLite  # noqa: E402
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--quick", action="store_true", help="leave out the fixed form")
+    parser.add_argument("--quick", action="store_true", help="leave out the fixed form and the real models")
     parser.add_argument("--json", action="store_true", help="one JSON object, nothing else")
-    parser.add_argument("--model", nargs=2, type=Path, action="append", default=[], metavar=("ONNX", "NPZ"))
+    parser.add_argument("--model", nargs=2, type=Path, action="append", default=[], metavar=("ONNX", "NPZ"),
+                        help="in place of those that recipes serve")  # fmt: skip
     parser.add_argument("--samples", type=int, default=4, help="of each model, how many")
     parser.add_argument("--python", type=Path, default=mindspore_lite_python(), help="interpreter with mindspore-lite")
     parser.add_argument("--only", nargs="*", help="graphs of the zoo, by name")
@@ -76,13 +78,21 @@ def graphs(args: argparse.Namespace, folder: Path) -> Any:
             place.mkdir()
             onnx.save(zoo.model, place / "source.onnx")
             yield name, place / "source.onnx", zoo.samples
-    for path, arrays in args.model:
-        place = folder / path.stem
+    for name, path, arrays in models(args):
+        place = folder / name
         place.mkdir()
         with np.load(arrays, allow_pickle=False) as file:
             wanted = {item.name for item in onnx.load(path, load_external_data=False).graph.input}
             samples = {key: file[key][: args.samples] for key in file.files if key in wanted}
-        yield path.stem, _linked(path, place), samples
+        yield name, _linked(path, place), samples
+
+
+def models(args: argparse.Namespace) -> list[tuple[str, Path, Path]]:
+    """Return name, file and samples of the models that were named; without a choice, of those that recipes serve."""
+    if args.model or args.only is not None or args.quick:
+        return [(f"{path.stem}-{number}", path, arrays) for number, (path, arrays) in enumerate(args.model)]
+    found = [(recipe, real_model(recipe)) for recipe in RECIPES]
+    return [(name, place / "model.onnx", place / "samples.npz") for name, place in found if place is not None]
 
 
 def _linked(path: Path, place: Path) -> Path:
