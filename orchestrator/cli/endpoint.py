@@ -16,7 +16,7 @@ app = new_app()
     invoke_without_command=True, epilog="Examples:  orchestrate endpoint list   |   orchestrate endpoint infer digits"
 )
 def endpoint(ctx: typer.Context, environment: Environment = None, as_json: Json = False) -> None:
-    """List endpoints; send one a request."""
+    """List endpoints; send one a request; give one more or fewer slots, or delete it."""
     if ctx.invoked_subcommand is None:
         list_(environment, as_json)
 
@@ -67,3 +67,49 @@ def infer(
         f"generation {answer['generation']}, bundle {answer['bundle']}, device {answer['device']}, "
         f"{answer['latency_ms']:.2f} ms"
     )
+
+
+@app.command(
+    "scale",
+    epilog="Examples:  orchestrate endpoint scale digits --slots 2   |   orchestrate endpoint scale digits --slots all --json",
+)
+def scale(
+    name: Annotated[str, typer.Argument(help="The endpoint.")],
+    slots: Annotated[str, typer.Option("--slots", metavar="N|all", help="Slots of its pool that it shall take.")],
+    expect: Annotated[
+        int | None,
+        typer.Option(
+            "--expect", min=0, help="Slots that it takes now, 0 = all; refuse (exit 4) when it is another number."
+        ),
+    ] = None,
+    environment: Environment = None,
+    as_json: Json = False,
+) -> None:
+    """Give an endpoint more or fewer slots of its pool, and wait until they serve; no request is lost."""
+    from orchestrator.app.scale import scale_endpoint
+    from orchestrator.app.wiring import open_workplace
+    from orchestrator.cli.output import print_json, say
+
+    done = scale_endpoint(open_workplace(environment), name, slots, expect, say)
+    if as_json:
+        print_json(done)
+        return
+    what = "takes" if done["changed"] else "takes already"
+    print(f"endpoint {name} {what} {done['slots'] or 'all'} slots of pool {done['pool']}")
+
+
+@app.command("delete", epilog="Example:  orchestrate endpoint delete digits")
+def delete(
+    name: Annotated[str, typer.Argument(help="The endpoint.")], environment: Environment = None, as_json: Json = False
+) -> None:
+    """Take an endpoint out of service once its requests are answered. Its generations stay in the ledger; a run brings it back."""
+    from orchestrator.app.scale import delete_endpoint
+    from orchestrator.app.wiring import open_workplace
+    from orchestrator.cli.output import print_json
+
+    done = delete_endpoint(open_workplace(environment), name)
+    if as_json:
+        print_json(done)
+        return
+    ended = ", ".join(str(number) for number in done["generations"])
+    print(f"endpoint {name} is deleted (generation {ended})" if ended else f"endpoint {name} was deleted already")

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, delete, select, update
 
 from orchestrator.core.errors import Conflict, LedgerError
 from orchestrator.ledger.audit import AuditLog
 from orchestrator.ledger.database import Database
 from orchestrator.ledger.leases import fence
 from orchestrator.ledger.rows import Generation, GenerationRequest, GenerationState, Lease, TableStamp, values_of
-from orchestrator.ledger.schema import generations, table_versions
+from orchestrator.ledger.schema import generations, scales, table_versions
 
 TRANSITIONS: Final[Mapping[GenerationState, frozenset[GenerationState]]] = {
     GenerationState.STAGED: frozenset({GenerationState.LIVE, GenerationState.FAILED}),
@@ -128,7 +128,32 @@ class Generations:
             found = connection.execute(
                 select(generations).where(shown).order_by(generations.c.endpoint, generations.c.number)
             )
-            return TableStamp(site, version, tuple(_generation(dict(row)) for row in found.mappings()))
+            rows = tuple(_generation(dict(row)) for row in found.mappings())
+            shown_names = {row.endpoint for row in rows}
+            slots = {name: count for name, count in _scales(connection).items() if name in shown_names}
+            return TableStamp(site, version, rows, slots)
+
+    def slots(self, endpoint: str) -> int | None:
+        """Return how many slots of its pool an endpoint takes; None = all."""
+        with self._database.read() as connection:
+            return _scales(connection).get(endpoint)
+
+    def set_slots(self, endpoint: str, slots: int | None, lease: Lease, *, actor: str) -> bool:
+        """Say how many slots of its pool an endpoint takes, None for all; returns whether that is new. Idempotent.
+
+        Raises:
+            Conflict: Fenced.
+        """
+        with self._database.write() as connection:
+            fence(connection, lease)
+            before = _scales(connection).get(endpoint)
+            if before == slots:
+                return False
+            connection.execute(delete(scales).where(scales.c.endpoint == endpoint))
+            if slots is not None:
+                connection.execute(scales.insert().values(endpoint=endpoint, slots=slots))
+            self._audit.append_in(connection, actor, "endpoint.scale", endpoint, {"slots": slots, "was": before})
+            return True
 
     def _move(
         self,
@@ -158,6 +183,10 @@ class Generations:
         if generation.state == GenerationState.STAGED:
             facts |= {"request_id": generation.request_id, "reason": generation.reason}
         self._audit.append_in(connection, actor, action, subject, facts)
+
+
+def _scales(connection: Connection) -> dict[str, int]:
+    return {str(name): int(slots) for name, slots in connection.execute(select(scales)).tuples()}
 
 
 def _same(earlier: Generation, request: GenerationRequest) -> Generation:
@@ -195,5 +224,5 @@ def _select(connection: Connection, endpoint: str) -> tuple[Generation, ...]:
 
 
 def _generation(values: Mapping[Any, Any]) -> Generation:
-    fields: dict[str, Any] = {**values, "state": GenerationState(values["state"])}
+    fields: dict[str, Any] = {**values, "state": GenerationState(values["state"]), "builds": tuple(values["builds"])}
     return Generation(**fields)

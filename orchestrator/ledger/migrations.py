@@ -21,7 +21,13 @@ def _add_variants(connection: Connection) -> None:
         connection.execute(text(f"ALTER TABLE ledger_generations ADD COLUMN {name} TEXT NOT NULL DEFAULT ''"))
 
 
-MIGRATIONS: Final[Mapping[int, Migration]] = {1: _add_variants}
+def _add_scales(connection: Connection) -> None:
+    """Version 3: a generation may have a build for each SoC of its pool, an endpoint may take a part of its pool's slots."""
+    connection.execute(text("ALTER TABLE ledger_generations ADD COLUMN builds TEXT NOT NULL DEFAULT '[]'"))
+    schema.scales.create(connection)
+
+
+MIGRATIONS: Final[Mapping[int, Migration]] = {1: _add_variants, 2: _add_scales}
 """`n: step` brings a ledger of version n to n + 1; every released version stays here for ever."""
 
 VERSION: Final = 1 + len(MIGRATIONS)

@@ -229,6 +229,8 @@ class _Served:
         variant: Digest of the variant that is loaded in place of the bundle's graph; empty without one.
         variant_artifact: Digest of the stored artifact that holds the variant.
         variant_path: The variant's folder on the serve site.
+        builds: What each SoC of the pool loads, the first one included: {soc, runtime, device, variant, variant_artifact,
+            variant_path}; empty where the pool has one SoC.
     """
 
     endpoint: str
@@ -245,6 +247,7 @@ class _Served:
     variant: str = ""
     variant_artifact: str = ""
     variant_path: str = ""
+    builds: tuple[Json, ...] = ()
     reason: str = ""
     evidence: Json = field(default_factory=_nothing)
 
@@ -269,11 +272,16 @@ class Generation(_Served):
 
 @dataclass(frozen=True, slots=True)
 class TableStamp:
-    """What a site's next routing table must show: staged, live and draining generations, and its version."""
+    """What a site's next routing table must show: staged, live and draining generations, and its version.
+
+    Attributes:
+        slots: Endpoint -> slots that it takes of its pool; those that take all are absent.
+    """
 
     site: str
     version: int
     generations: tuple[Generation, ...]
+    slots: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -230,6 +230,7 @@ generations: Final = Table(
     Column("variant", Text, nullable=False, server_default=""),  # empty: the bundle's own graph is served
     Column("variant_artifact", Text, nullable=False, server_default=""),
     Column("variant_path", Text, nullable=False, server_default=""),
+    Column("builds", JsonText, nullable=False, server_default="[]"),  # one per SoC where the pool has several
     Column("kind", Text, nullable=False),
     Column("request_id", Text, nullable=False),
     Column("actor", Text, nullable=False),
@@ -250,6 +251,13 @@ for _state in ("live", "staged"):
         sqlite_where=text(f"state = '{_state}'"),
         postgresql_where=text(f"state = '{_state}'"),
     )
+
+scales: Final = Table(
+    "ledger_scales",
+    metadata,
+    Column("endpoint", Text, primary_key=True),
+    Column("slots", Integer, nullable=False),
+)
 
 table_versions: Final = Table(
     "ledger_table_versions",

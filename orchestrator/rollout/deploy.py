@@ -101,12 +101,13 @@ class _Walk:
 
     def _is_wanted(self, live: Generation) -> bool:
         asked = self._request
-        return (live.bundle, live.variant, live.runtime, live.device) == (
+        same = (live.bundle, live.variant, live.runtime, live.device) == (
             asked.bundle,
             asked.variant,
             asked.runtime,
             asked.device,
         )
+        return same and [b["variant"] for b in live.builds] == [b["variant"] for b in asked.builds]
 
     def _append(self, known: tuple[Generation, ...], live: Generation | None) -> Generation:
         """Append the generation, or find the one that a killed deploy of the same request left staged."""
@@ -155,9 +156,10 @@ class _Walk:
 
     def _wait_ready(self, generation: Generation, version: int) -> None:
         deadline = time.monotonic() + self._request.ready_timeout_s
+        slots = self._ledger.generations.slots(generation.endpoint)
         said = ""
         while True:
-            found = readiness(self._site.status(), generation, version)
+            found = readiness(self._site.status(), generation, version, slots)
             if found.ready:
                 return
             what = f"generation {generation.number} of {generation.endpoint!r}"

@@ -18,7 +18,7 @@ class Readiness:
     """How far a generation is.
 
     Attributes:
-        ready: Every agent of the pool has a ready replica, and there is at least one agent.
+        ready: Every agent of the pool, or as many as the endpoint takes, has a ready replica, and there is at least one.
         failure: The replica's own words when one has failed, else empty.
         text: One line for people who wait.
     """
@@ -28,13 +28,14 @@ class Readiness:
     text: str
 
 
-def readiness(status: Mapping[str, Any], generation: Generation, version: int) -> Readiness:
+def readiness(status: Mapping[str, Any], generation: Generation, version: int, slots: int | None = None) -> Readiness:
     """Judge a generation by what the router and the agents report.
 
     Args:
         status: `RouterAdmin.status()`.
         generation: Which one.
         version: The table version that placed it; an agent that has not applied it yet speaks of the past.
+        slots: How many slots of the pool its endpoint takes; None = all.
     """
     agents = [row for row in _rows(status, "agents") if row.get("pool") == generation.pool]
     if not agents:
@@ -44,10 +45,11 @@ def readiness(status: Mapping[str, Any], generation: Generation, version: int) -
     for replica in replicas:
         if replica.get("state") == "failed" and int(replica.get("restarts", 0)) >= _RESTARTS:
             return Readiness(False, _failure(replica), "a replica failed")
-    ready = sum(replica.get("state") == "ready" for replica in replicas)
+    ready = sum(replica.get("state") == "ready" and replica.get("stage", "model") == "model" for replica in replicas)
     reachable = counters(status, generation).get("ready", 0)
-    text = f"{min(ready, reachable)} of {len(agents)} replicas ready in pool {generation.pool!r}"
-    return Readiness(ready == len(agents) and reachable >= len(agents), "", text)
+    wanted = len(agents) if slots is None else min(slots, len(agents))
+    text = f"{min(ready, reachable)} of {wanted} replicas ready in pool {generation.pool!r}"
+    return Readiness(len(current) == len(agents) and min(ready, reachable) >= wanted, "", text)
 
 
 def counters(status: Mapping[str, Any], generation: Generation) -> Mapping[str, int]:

@@ -23,7 +23,7 @@ def build_table(stamp: TableStamp) -> table.RoutingTable:
     for name, group in groupby(stamp.generations, key=lambda generation: generation.endpoint):
         generations = list(group)
         rows = tuple(_row(generation) for generation in generations)
-        endpoints[name] = table.Endpoint(name, generations[-1].pool, rows)
+        endpoints[name] = table.Endpoint(name, generations[-1].pool, rows, stamp.slots.get(name))
     return table.RoutingTable(stamp.version, endpoints)
 
 
@@ -71,4 +71,7 @@ def _row(generation: Generation) -> table.Generation:
         device=generation.device,
         variant=generation.variant,
         variant_path=generation.variant_path,
+        builds=tuple(
+            table.Build(b["soc"], b["runtime"], b["device"], b["variant"], b["variant_path"]) for b in generation.builds
+        ),
     )

@@ -26,6 +26,7 @@ class DeployRequest:
         variant: Digest of the variant to load in place of the bundle's graph; empty without one.
         variant_artifact: Digest of the stored artifact that holds the variant.
         variant_path: The variant's folder on the serve site.
+        builds: What each SoC of the pool loads, see `Generation.builds`; empty where the pool has one.
         expected: The live generation that the caller has seen; None takes the one that is live now.
         thresholds: What the smoke test asks.
         saturating: Whether the device hides overflow and NaN.
@@ -46,6 +47,7 @@ class DeployRequest:
     variant: str = ""
     variant_artifact: str = ""
     variant_path: str = ""
+    builds: tuple[Mapping[str, Any], ...] = ()
     kind: GenerationKind = "promote"
     reason: str = ""
     evidence: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -67,7 +69,7 @@ class DeployRequest:
             live: Number of the live generation, 0 = none.
             settled: Highest number that is no longer staged, 0 = none.
         """
-        identity = {
+        identity: dict[str, Any] = {
             "endpoint": self.endpoint,
             "site": site,
             "pool": self.pool,
@@ -79,6 +81,8 @@ class DeployRequest:
             "expected": self.expected,
             "after": settled,
         }
+        if self.builds:
+            identity["builds"] = [build["variant"] for build in self.builds]
         return GenerationRequest(
             endpoint=self.endpoint,
             site=site,
@@ -91,6 +95,7 @@ class DeployRequest:
             variant=self.variant,
             variant_artifact=self.variant_artifact,
             variant_path=self.variant_path,
+            builds=self.builds,
             kind=self.kind,
             expected=live if self.expected is None else self.expected,
             request_id=sha256_json(identity),

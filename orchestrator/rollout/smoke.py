@@ -89,7 +89,7 @@ def smoke_test(
 def _check_origin(answer: Answer, generation: Generation) -> None:
     asked = (generation.number, generation.bundle, generation.device)
     found = (answer.generation, answer.bundle, answer.device)
-    if found != asked:
+    if found != asked and found not in [(*asked[:2], str(build["device"])) for build in generation.builds]:
         raise GateError(
             f"generation {asked[0]} ({asked[1]} on {asked[2]}) was asked, "
             f"generation {found[0]} ({found[1]} on {found[2]}) answered",

@@ -14,12 +14,12 @@ from orchestrator.serving.fairness import Slot
 from orchestrator.serving.lanes import Replica
 from orchestrator.serving.link import Frame as LinkFrame
 from orchestrator.serving.link import FrameReader, Kind, LinkError, encode
+from orchestrator.serving.placing import is_shared_out, place
 from orchestrator.serving.queueing import rows_by_shape
 from orchestrator.serving.table import RoutingTable
 from orchestrator.serving.tensors import Buffer
 from orchestrator.serving.wire import (
     AgentHello,
-    Placement,
     ReplicaHello,
     ReplicaReport,
     read_credit,
@@ -28,6 +28,7 @@ from orchestrator.serving.wire import (
 )
 
 _log: Final = logging.getLogger(__name__)
+_SETTLE_S: Final = 0.5
 
 
 class LinkServer:
@@ -37,6 +38,7 @@ class LinkServer:
         self.dispatcher = dispatcher
         self.table: RoutingTable = RoutingTable(0)
         self.agents: set[LinkConnection] = set()
+        self._settling: set[str] = set()
 
     def protocol(self) -> LinkConnection:
         """Make the protocol of a new connection; pass this method to `create_unix_server`."""
@@ -47,6 +49,18 @@ class LinkServer:
         self.table = table
         for connection in self.agents:
             connection.send_placements()
+
+    def agents_changed(self, pool: str) -> None:
+        """Share the endpoints of a pool out anew: soon, because agents of a router that has just started come one by one."""
+        if pool not in self._settling and is_shared_out(self.table, pool):
+            self._settling.add(pool)
+            asyncio.get_running_loop().call_later(_SETTLE_S, self._settled, pool)
+
+    def _settled(self, pool: str) -> None:
+        self._settling.discard(pool)
+        for connection in self.agents:
+            if connection.agent is not None and connection.agent.pool == pool:
+                connection.send_placements()
 
 
 class LinkConnection(asyncio.Protocol):
@@ -80,6 +94,8 @@ class LinkConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the name is asyncio's
         """Called by the event loop."""
         self._server.agents.discard(self)
+        if self.agent is not None:
+            self._server.agents_changed(self.agent.pool)
         if self.replica is not None:
             replica, self.replica = self.replica, None
             self._server.dispatcher.lost(replica, time.monotonic())
@@ -104,7 +120,9 @@ class LinkConnection(asyncio.Protocol):
         if isinstance(hello, AgentHello):
             self.agent = hello
             self._server.agents.add(self)
-            self.send_placements()
+            self._server.agents_changed(hello.pool)
+            if not is_shared_out(self._server.table, hello.pool):
+                self.send_placements()
             return
         replica = Replica(
             hello.replica,
@@ -131,11 +149,10 @@ class LinkConnection(asyncio.Protocol):
         """Send what the agent's pool must run."""
         assert self.agent is not None
         table = self._server.table
-        rows = [
-            Placement(e.name, g.bundle, g.path, g.runtime, g.device, g.variant, g.variant_path).to_json()
-            for e, g in table.placements(self.agent.pool)
-        ]
-        self._send([encode(Kind.PLACEMENTS, {"version": table.version, "placements": rows})])
+        placing = place(table, self.agent, [peer.agent for peer in self._server.agents if peer.agent is not None])
+        rows = [placement.to_json() for placement in placing.placements]
+        head = {"version": table.version, "placements": rows, "elsewhere": list(placing.elsewhere)}
+        self._send([encode(Kind.PLACEMENTS, head)])
 
     def status(self) -> dict[str, object]:
         """Return the agent's row of the router's status."""

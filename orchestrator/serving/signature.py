@@ -22,6 +22,13 @@ class Signature:
     outputs: tuple[TensorSpec, ...]
     max_batch: int
 
+    def is_like(self, other: Signature, *, mixed: bool) -> bool:
+        """Tell whether requests for one fit the other; builds for several SoCs (`mixed`) may differ in the largest batch."""
+        if not mixed:
+            return self == other
+        batching = (self.max_batch > 1) == (other.max_batch > 1)
+        return batching and (self.inputs, self.outputs) == (other.inputs, other.outputs)
+
 
 @dataclass(frozen=True, slots=True)
 class Fitted:

@@ -103,17 +103,21 @@ class Supervised:
             self._signal(signal.SIGTERM)
             self._wake.set()  # a table that changes elsewhere must not end a pause
 
-    def retire(self) -> None:
-        """Run no longer: the router drains the replica; what still runs after `_DRAIN_S` is ended."""
+    def retire(self, *, at_once: bool = False) -> None:
+        """Run no longer: the router drains the replica; what still runs after `_DRAIN_S` is ended.
+
+        Args:
+            at_once: Others serve the endpoint on, so the router drains nothing: the replica answers what it holds and ends.
+        """
         self._wanted = False
         self._wake.set()
         if self._reaper is None and self._process is not None:
             self._set("stopping", self._error)
-            self._reaper = asyncio.create_task(self._reap())
+            self._reaper = asyncio.create_task(self._reap(0.0 if at_once else _DRAIN_S))
 
-    async def _reap(self) -> None:
-        await asyncio.sleep(_DRAIN_S)
-        await self._stop_process()
+    async def _reap(self, after_s: float) -> None:
+        await asyncio.sleep(after_s)
+        await self._stop_process(_END_S if after_s else _DRAIN_S)
 
     async def end(self) -> None:
         """End the replica now: SIGTERM, then SIGKILL."""
@@ -125,12 +129,12 @@ class Supervised:
         await self._stop_process()
         await self._task
 
-    async def _stop_process(self) -> None:
+    async def _stop_process(self, within_s: float = _END_S) -> None:
         process = self._process
         self._signal(signal.SIGTERM)
         if process is not None:
             try:
-                await asyncio.wait_for(process.wait(), _END_S)
+                await asyncio.wait_for(process.wait(), within_s)
             except TimeoutError:
                 self._signal(signal.SIGKILL)
 

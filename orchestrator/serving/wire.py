@@ -64,7 +64,7 @@ class ReplicaHello:
 
 @dataclass(frozen=True, slots=True)
 class AgentHello:
-    """An agent and the slot it holds."""
+    """An agent and the slot it holds; `soc` is what its device is, or what it rehearses."""
 
     pool: str
     slot: int
@@ -74,7 +74,9 @@ class AgentHello:
 
     def to_json(self) -> dict[str, object]:
         """Return the head of its hello frame."""
-        return {"role": "agent", **{name: getattr(self, name) for name in ("pool", "slot", "device", "pid", "host")}}
+    soc: str = ""
+        names = ("pool", "slot", "device", "pid", "host", "soc")
+        return {"role": "agent", **{name: getattr(self, name) for name in names}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +146,8 @@ def read_hello(frame: Frame) -> ReplicaHello | AgentHello:
     head = frame.head
     if head.get("role") == "agent":
         slot, pid = _int(head, "slot"), _int(head, "pid")
-        return AgentHello(_text(head, "pool"), slot, _text(head, "device"), pid, _text(head, "host"))
+        soc = _text(head, "soc", empty=True) if "soc" in head else ""
+        return AgentHello(_text(head, "pool"), slot, _text(head, "device"), pid, _text(head, "host"), soc)
     if head.get("role") != "replica":
         raise LinkError(f"hello with unknown role {str(head.get('role'))[:80]!r}")
     max_batch = _int(head, "max_batch")
@@ -215,6 +218,18 @@ def read_report(frame: Frame) -> tuple[int, list[ReplicaReport]]:
         for row in _rows(frame.head, "replicas")
     ]
     return _int(frame.head, "version"), reports
+
+def read_elsewhere(frame: Frame) -> frozenset[str]:
+    """Return the endpoints of a placements frame that other slots run.
+
+    Raises:
+        LinkError: They are no list of texts.
+    """
+    names = frame.head.get("elsewhere", [])
+    if not isinstance(names, list):
+        raise LinkError("elsewhere must be a list")
+    return frozenset(_text({"elsewhere": name}, "elsewhere") for name in cast("list[object]", names))
+
 
 
 def read_credit(frame: Frame) -> int:

@@ -99,7 +99,8 @@ def test_an_older_ledger_is_brought_up_step_by_step_in_one_transaction(v1: Path)
         assert connection.execute(text("select host from ledger_steps")).scalar_one() == "here"
     assert prepare(database, version=3, migrations={}) == identity
     database.close()
-    with pytest.raises(LedgerError, match="schema version 3"):
+    set_version(v1, str(VERSION + 1))
+    with pytest.raises(LedgerError, match=f"schema version {VERSION + 1}"):
         Ledger.open(f"sqlite:///{v1}")
 
 
