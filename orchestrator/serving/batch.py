@@ -10,7 +10,7 @@ from typing import Final
 from orchestrator.serving.answer import split_rows
 from orchestrator.serving.link import MAX_BODY_BYTES, Kind, encode_tensors
 from orchestrator.serving.runtimes.api import Copying, ExecutionFailed, InputRejected, Session
-from orchestrator.serving.signature import Signature
+from orchestrator.serving.signature import Signature, misfit
 from orchestrator.serving.tensors import ITEM_BYTES, Buffer, Tensor, count
 
 Status = dict[str, str] | None
@@ -72,6 +72,9 @@ def _collect(session: Session, work: Work) -> list[Tensor]:
     if work.signature.max_batch > 1 and any(tensor.shape[:1] != (rows,) for tensor in outputs):
         shapes = [list(tensor.shape) for tensor in outputs]
         raise ExecutionFailed(f"the model gave outputs of shapes {shapes} for {rows} rows")
+    wrong = misfit(outputs, work.signature)
+    if wrong:
+        raise ExecutionFailed(f"the model gave {wrong}")
     return outputs
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from orchestrator.serving.answer import split_rows
 from orchestrator.serving.lanes import Batch, Replica
 from orchestrator.serving.link import Kind, LinkError, encode_tensors
+from orchestrator.serving.signature import misfit
 from orchestrator.serving.tensors import Buffer, Tensor
 from orchestrator.serving.wire import Statuses
 
@@ -32,9 +33,9 @@ def pieces_of(replica: Replica, batch: Batch, statuses: Statuses, outputs: list[
     rows = [row for row, error in zip(batch.rows, statuses.errors, strict=True) if error is None]
     if not rows:
         return iter(())
-    expected = [(spec.name, spec.datatype) for spec in replica.signature.outputs]
-    if [(tensor.name, tensor.datatype) for tensor in outputs] != expected:
-        raise LinkError(f"outputs {[tensor.name for tensor in outputs]} are not those that were registered")
+    wrong = misfit(outputs, replica.signature)
+    if wrong:
+        raise LinkError(f"a reply with {wrong}")
     if replica.signature.max_batch == 1:
         return iter([outputs])
     try:

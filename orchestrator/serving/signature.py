@@ -73,6 +73,23 @@ def fit(request: InferRequest, signature: Signature) -> Fitted:
     return Fitted(inputs, _wanted(request, signature), rows, key, sum(len(tensor.data) for tensor in inputs))
 
 
+def misfit(outputs: Sequence[Tensor], signature: Signature) -> str:
+    """Return what is wrong with the outputs of a batch, or nothing; whether axis 0 holds its rows is another question."""
+    if len(outputs) != len(signature.outputs):
+        return f"{len(outputs)} outputs, the model has {len(signature.outputs)}"
+    first = 1 if signature.max_batch > 1 else 0
+    for tensor, spec in zip(outputs, signature.outputs, strict=True):
+        if tensor.name != spec.name or tensor.datatype != spec.datatype:
+            return f"output {tensor.name!r} of {tensor.datatype}, the model has {spec.name!r} of {spec.datatype}"
+        fits = len(tensor.shape) == len(spec.dims) and all(
+            size == dim or isinstance(dim, str)
+            for size, dim in zip(tensor.shape[first:], spec.dims[first:], strict=True)
+        )
+        if not fits:
+            return f"output {spec.name!r} of shape {list(tensor.shape)}, the model has {spec.shape}"
+    return ""
+
+
 def _check(tensor: Tensor, spec: TensorSpec, sizes: dict[str, int]) -> None:
     if tensor.datatype != spec.datatype:
         raise RequestError(f"input {tensor.name!r} is {tensor.datatype}, the model takes {spec.datatype}")

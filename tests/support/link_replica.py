@@ -19,7 +19,7 @@ from support.serving_site import DEVICE
 DATATYPES = tuple(ITEM_BYTES)
 
 Answer = Callable[[Frame, Sequence[Tensor], Sequence[int]], Sequence[bytes]]
-"""A batch to the frames that the replica sends for it."""
+"""A batch to the pieces that the replica sends for it; an empty one ends the connection."""
 
 
 def specs(*datatypes: str, dims: tuple[Dim, ...] = ("batch", "n")) -> tuple[TensorSpec, ...]:
@@ -89,6 +89,8 @@ class LinkReplica:
                 if frame.kind is Kind.BATCH:
                     self.batches += 1
                     for piece in self.answer(frame, decode_tensors(frame, "inputs"), read_rows(frame)):
+                        if not piece:
+                            return
                         link.sendall(piece)
                 elif frame.kind is Kind.BYE:
                     self.refusals.append(str(frame.head.get("reason")))

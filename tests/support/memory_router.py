@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -117,6 +117,7 @@ class MemoryRouter:
         endpoints = {name: {"pool": "edge", "generations": [row(name)]} for name in models}
         self.run(self._do(self.router.apply, RoutingTable.from_json({"version": 1, "endpoints": endpoints})))
         self.answer = answer
+        self.byes: list[str] = []
         self.links = {name: self.dial(name, inputs) for name, inputs in models.items()}
 
     @staticmethod
@@ -133,11 +134,12 @@ class MemoryRouter:
 
     def dial(self, endpoint: str, inputs: tuple[TensorSpec, ...]) -> tuple[Any, LinkTransport]:
         """Register an echo of `endpoint`; returns the router's end of its link, and the transport."""
-        return self.run(self._dial(endpoint, inputs))
+        return self.run(self._do(self.connect, endpoint, inputs))
 
-    async def _dial(self, endpoint: str, inputs: tuple[TensorSpec, ...]) -> tuple[Any, LinkTransport]:
+    def connect(self, endpoint: str, inputs: tuple[TensorSpec, ...]) -> tuple[Any, LinkTransport]:
+        """The same, on the loop."""
         protocol = self.router.links.protocol()
-        transport = LinkTransport(self, protocol)
+        transport = LinkTransport(self, protocol, lambda: self.connect(endpoint, inputs))
         protocol.connection_made(transport)  # pyright: ignore[reportArgumentType]
         outputs = tuple(TensorSpec(f"{spec.name}_out", spec.datatype, spec.dims) for spec in inputs)
         hello = ReplicaHello(
@@ -185,12 +187,11 @@ class _Owing:
 
 
 class LinkTransport(MemoryTransport):
-    """The replica's side of a link: takes batches and answers them on the loop's next turn."""
+    """The replica's side of a link: takes batches and answers them on the loop's next turn; dials again when it is ended."""
 
-    def __init__(self, router: MemoryRouter, protocol: Any) -> None:
+    def __init__(self, router: MemoryRouter, protocol: Any, again: Callable[[], object]) -> None:
         super().__init__()
-        self._router, self._protocol, self._reader = router, protocol, FrameReader()
-        self.byes: list[str] = []
+        self._router, self._protocol, self._reader, self._again = router, protocol, FrameReader(), again
 
     def write(self, data: bytes) -> None:
         for frame in self._reader.feed(data):
@@ -199,16 +200,19 @@ class LinkTransport(MemoryTransport):
                 for piece in replies:
                     self._router.loop.call_soon(self.feed, piece)
             elif frame.kind is Kind.BYE:
-                self.byes.append(str(frame.head.get("reason")))
+                self._router.byes.append(str(frame.head.get("reason")))
 
     def feed(self, data: bytes) -> None:
-        """Let the router receive these bytes, unless it has ended the connection."""
-        if not self.closing:
+        """Let the router receive these bytes, unless the connection has ended; none at all end it."""
+        if not data:
+            self.close()
+        elif not self.closing:
             self._protocol.data_received(data)
 
     def close(self) -> None:
         if not self.closing:
             self.closing = True
             self._router.loop.call_soon(self._protocol.connection_lost, None)
+            self._router.loop.call_soon(self._again)
 
     abort = close
