@@ -66,6 +66,7 @@ def up(
     deadline = time.monotonic() + timeout_s
     if not _supervised(site):
         devices = npu_devices()
+        site.serving.check()
         check_devices(site.pools, devices)
         with _locked(site):
             faults.point("cluster.up.locked")
@@ -114,6 +115,13 @@ def _supervised(site: LocalSite) -> bool:
         raise Conflict(
             f"site {site.name} is up with pools {sorted(record.wanted)}, asked are {sorted(wanted)} or other slots",
             hint="run `orchestrate down` first: Ray's resources cannot change while it runs",
+        )
+    asked = asdict(site.serving)
+    changed = [name for name, value in asked.items() if record.serving.get(name) != value]
+    if changed:
+        raise Conflict(
+            f"site {site.name} is up with another `serving`: {', '.join(changed)} changed",
+            hint="run `orchestrate down` first, or ask for what runs",
         )
     return True
 

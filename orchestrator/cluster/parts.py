@@ -1,27 +1,25 @@
-"""The parts that a supervisor keeps alive: the router, the Ray head, and the Serve applications on it."""
+"""The parts that a supervisor keeps alive: what all have in common, the Ray head, and the Serve applications on it."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
 from orchestrator.cluster.ports import RayPorts, pick_ports
-from orchestrator.cluster.ray_head import READY_FILE, clean_environment, head_command, head_environment, ray_folder
+from orchestrator.cluster.ray_head import READY_FILE, head_command, head_environment, ray_folder
 from orchestrator.cluster.ray_rest import RayRest, TokenRefused
-from orchestrator.cluster.serve_config import admin_socket, link_socket, serve_document
+from orchestrator.cluster.serve_config import serve_document
 from orchestrator.cluster.site import LocalSite, PartState
 from orchestrator.cluster.sweep import end_children
 from orchestrator.core.errors import OrchestratorError, Unreachable
-from orchestrator.core.files import private_folder, write_json
 from orchestrator.core.processes import ProcessIdentity
 
 _FIRST_PAUSE_S: Final = 0.1
@@ -99,43 +97,10 @@ class Child(ABC):
         self.clean_up()
 
 
-class RouterChild(Child):
-    """The router: public listener on loopback, admin and link on Unix sockets. It keeps its port and its table itself."""
-
-    def __init__(self, site: LocalSite) -> None:
-        super().__init__(site, "router")
-        self.url = self.grpc = ""
-
-    @property
-    def _folder(self) -> Path:
-        return self.site.folder / "router"
-
-    def start(self) -> None:
-        """Start it; port 0 means the port of last time where that is free."""
-        private_folder(self._folder)
-        config = self.site.folder / "router.json"
-        settings = {**self.site.serving.router_json(), "state": str(self._folder)}
-        sockets = {"admin": admin_socket(self.site), "link": link_socket(self.site)}
-        write_json(config, {**settings, **sockets}, mode=0o600)
-        command = [sys.executable, "-P", "-m", "orchestrator.serving.router", "--config", str(config)]
-        self.spawn(command, clean_environment(self.site))
-
-    def is_ready(self) -> bool:
-        """It listens when it has written down where."""
-        try:
-            told = json.loads((self._folder / "router.json").read_bytes())
-        except (OSError, ValueError):
-            return False
-        if self.identity is None or told.get("pid") != self.identity.pid:
-            return False
-        self.url, self.grpc = str(told["url"]), str(told.get("grpc", ""))
-        return True
-
-
 class RayChild(Child):
     """The Ray head. When it ends, what is left of it is ended too, and all of it starts anew on fresh ports."""
 
-    def __init__(self, site: LocalSite, spare: Child) -> None:
+    def __init__(self, site: LocalSite, spare: Sequence[Child]) -> None:
         super().__init__(site, "ray")
         self._spare = spare
         self.ports: RayPorts | None = None
@@ -163,10 +128,8 @@ class RayChild(Child):
 
     def clean_up(self) -> None:
         """A dead head leaves daemons and workers behind; nothing of them can be used again."""
-        keep = {os.getpid()}
-        if self._spare.identity is not None:
-            keep.add(self._spare.identity.pid)
-        end_children(os.getsid(0), keep)
+        spare = {part.identity.pid for part in self._spare if part.identity is not None}
+        end_children(os.getsid(0), {os.getpid(), *spare})
 
 
 class Applications:

@@ -22,7 +22,8 @@ def _application(site: LocalSite, name: str) -> dict[str, Any]:
         "external_scaler_enabled": pool.scale is not None,
         "args": {
             "pool": name,
-            "link": str(link_socket(site)),
+            "link": link_socket(site),
+            "links": [link_socket(site, number) for number in range(1, site.serving.routers)],
             "state": str(site.folder / "agents" / name),
             "device": pool_device(pool),
             "slots": pool.slots,
@@ -37,11 +38,11 @@ def _application(site: LocalSite, name: str) -> dict[str, Any]:
     }
 
 
-def link_socket(site: LocalSite) -> str:
-    """Return the Unix socket that agents and replicas dial."""
-    return str(site.runtime / "link.sock")
+def link_socket(site: LocalSite, router: int = 0) -> str:
+    """Return the Unix socket of a router that replicas dial; agents dial that of router 0 alone."""
+    return str(site.runtime / (f"link-{router}.sock" if router else "link.sock"))
 
 
-def admin_socket(site: LocalSite) -> str:
-    """Return the Unix socket of the router's admin interface."""
-    return str(site.runtime / "admin.sock")
+def admin_socket(site: LocalSite, router: int = 0) -> str:
+    """Return the Unix socket of a router's admin interface; router 0 speaks for all."""
+    return str(site.runtime / (f"admin-{router}.sock" if router else "admin.sock"))

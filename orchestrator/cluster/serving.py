@@ -32,6 +32,20 @@ class LocalServing:
     access_log_sample: float = 0.0
     otlp_endpoint: str = ""
 
+    def check(self) -> None:
+        """Look whether routers could start with the tokens and certificates.
+
+        Raises:
+            UsageError: They could not.
+        """
+        from orchestrator.serving.auth import read_tokens
+        from orchestrator.serving.tls import Tls
+
+        if self.tokens_file:
+            read_tokens(Path(self.tokens_file))
+        if self.tls_cert:
+            Tls(self.tls_cert, self.tls_key, self.tls_client_ca)
+
     def router_json(self) -> dict[str, Any]:
         """Return what every router's settings have in common."""
         found = asdict(self)

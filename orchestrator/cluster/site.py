@@ -138,6 +138,7 @@ class SiteRecord:
     status: SiteStatus
     wanted: Mapping[str, Any]
     processes: Mapping[str, ProcessIdentity] = field(default_factory=dict[str, ProcessIdentity])
+    serving: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def write(self, path: Path) -> None:
         """Replace the record at `path`."""
@@ -158,7 +159,7 @@ def read_record(path: Path) -> SiteRecord | None:
         raw = dict(data["status"])
         raw["pools"] = {name: PoolStatus(**pool) for name, pool in raw["pools"].items()}
         processes = {name: ProcessIdentity(**identity) for name, identity in data["processes"].items()}
-        return SiteRecord(data["id"], SiteStatus(**raw), data["wanted"], processes)
+        return SiteRecord(data["id"], SiteStatus(**raw), data["wanted"], processes, data["serving"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

@@ -14,13 +14,15 @@ import os
 import signal
 import sys
 import threading
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final, cast
 
 from orchestrator.cluster.devices import pool_device
-from orchestrator.cluster.parts import Applications, Child, RayChild, RouterChild
+from orchestrator.cluster.parts import Applications, Child, RayChild
 from orchestrator.cluster.pool import LocalPool
+from orchestrator.cluster.routers import make_routers, routers_state
 from orchestrator.cluster.serve_config import admin_socket
 from orchestrator.cluster.serving import LocalServing
 from orchestrator.cluster.site import LocalSite, PartState, PoolStatus, SiteRecord, SiteStatus
@@ -42,8 +44,9 @@ class Supervisor:
 
     def __init__(self, site: LocalSite) -> None:
         self._site = site
-        self._router = RouterChild(site)
-        self._ray = RayChild(site, self._router)
+        self._routers = make_routers(site)
+        self._router = self._routers[0]
+        self._ray = RayChild(site, self._routers)
         self._applications = Applications(site, self._ray)
         self._agents: dict[str, int] = dict.fromkeys(site.pools, 0)
         self._were_ready = False
@@ -62,7 +65,7 @@ class Supervisor:
         self._publish()
         faults.point("supervisor.recorded")
         while not self._stop.is_set():
-            for part in (self._router, self._ray):
+            for part in (*self._routers, self._ray):
                 self._tick(part)
             self._applications.tick()
             self._count_agents()
@@ -108,7 +111,7 @@ class Supervisor:
         parts: dict[str, PartState] = {
             "supervisor": "up",
             "ray": self._ray.state,
-            "router": self._router.state,
+            "router": routers_state(self._routers),
             "serve": self._applications.state,
             "agents": self._agents_state(),
         }
@@ -116,7 +119,7 @@ class Supervisor:
             name: PoolStatus(pool.slots, pool_device(pool), self._agents[name])
             for name, pool in self._site.pools.items()
         }
-        errors = (self._router.error, self._ray.error, self._applications.error)
+        errors = (*(router.error for router in self._routers), self._ray.error, self._applications.error)
         return SiteStatus(
             name=self._site.name,
             state="up" if set(parts.values()) <= {"up", "none"} else "starting",
@@ -133,9 +136,11 @@ class Supervisor:
         )
 
     def _publish(self) -> None:
-        found = {"supervisor": ProcessIdentity.own(), "ray": self._ray.identity, "router": self._router.identity}
+        found = {"supervisor": ProcessIdentity.own()}
+        found |= {part.name: part.identity for part in (self._ray, *self._routers)}
         processes = {name: identity for name, identity in found.items() if identity is not None}
-        record = SiteRecord(self._site.id, self._status(), self._site.pools_json(), processes)
+        wanted, serving = self._site.pools_json(), asdict(self._site.serving)
+        record = SiteRecord(self._site.id, self._status(), wanted, processes, serving)
         if record != self._written:
             record.write(self._site.record_path)
             self._written = record
