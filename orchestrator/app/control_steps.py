@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.app.wiring import Workplace
 from orchestrator.ascend.soc import is_soc, soc
+from orchestrator.core.errors import DeviceError
 from orchestrator.engine.events import Event
 from orchestrator.engine.recorder import Recorder
 from orchestrator.ledger import Ledger, Owner
@@ -40,11 +41,40 @@ class PoolControl:
         # The ledger is the truth and this row is the registration; MLflow receives it as a projection (DESIGN D1).
         return {"model": draft.spec["name"]}
 
-    def _variant(self, inputs: Mapping[str, str]) -> Variant | None:
-        """Return the variant that the pool loads; None where the bundle's own graph is served."""
+    def _variant(self, draft: Draft, artifact: str) -> Variant | None:
+        """Return the variant that a SoC of the pool loads; None where the bundle's own graph is served.
+
+        Raises:
+            DeviceError: The pool has real devices, and this only stands in for them.
+        """
         from orchestrator.bundle.variant import read_variant
 
-        return read_variant(self._workplace.store.path(inputs["variant"])) if "variant" in inputs else None
+        variant = read_variant(self._workplace.store.path(artifact)) if artifact else None
+        if "device" in draft.spec and (variant is None or variant.rehearsal):
+            why = "nothing was compiled" if variant is None else str(variant.skipped)
+            raise DeviceError(
+                f"pool {draft.spec['pool']!r} has real devices and gets no stand-in: {why}",
+                hint="compile for its SoC, or roll out to a pool with `rehearsal: true`",
+                place="rollout.pool",
+            )
+        return variant
+
+    def _builds(self, draft: Draft, inputs: Mapping[str, str], device: str) -> tuple[dict[str, Any], ...]:
+        """Return what each SoC of the pool loads; nothing where the pool has one."""
+        socs = [str(soc_name) for soc_name, _ in draft.spec.get("builds") or ()]
+        artifacts = [inputs["variant" if soc == socs[0] else f"variant-{soc}"] for soc in socs]
+        found: list[dict[str, Any]] = []
+        for soc_name, artifact in zip(socs, artifacts, strict=True):
+            variant = self._variant(draft, artifact)
+            assert variant is not None
+            own = {
+                "soc": soc_name,
+                "runtime": variant.runtime,
+                "device": soc_name if "device" in draft.spec else device,
+            }
+            names = {"variant": variant.digest, "variant_artifact": artifact, "variant_path": str(variant.folder)}
+            found.append(own | names)
+        return tuple(found)
 
     def _limits(self, draft: Draft, variant: Variant | None) -> Thresholds:
         """Return what the smoke test asks: of a graph that rounds what its target asks, of the fp32 graph an export's."""
@@ -63,7 +93,8 @@ class PoolControl:
         layout = self._workplace.store.path(inputs["bundle"])
         bundle = bundle_digest(layout)
         folder = unpack(layout, self._workplace.bundles, expected=bundle)
-        variant = self._variant(inputs)
+        variant = self._variant(draft, inputs.get("variant", ""))
+        device = str(draft.spec.get("device") or REHEARSAL_DEVICE)
         request = DeployRequest(
             endpoint=str(draft.spec["endpoint"]),
             pool=str(draft.spec["pool"]),
@@ -74,9 +105,10 @@ class PoolControl:
             variant=variant.digest if variant is not None else "",
             variant_artifact=inputs.get("variant", ""),
             variant_path=str(variant.folder) if variant is not None else "",
+            builds=self._builds(draft, inputs, device),
             thresholds=self._limits(draft, variant),
             saturating=variant is not None and is_soc(variant.soc or "") and soc(variant.soc or "").saturating,
-            device=REHEARSAL_DEVICE,
+            device=device,
             actor=user_name(),
             reason=f"execution {self._execution}",
             wait_s=60.0,

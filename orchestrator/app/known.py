@@ -65,6 +65,7 @@ class KnownState:
             bool(url) and _answers(url, socket, endpoint, live.number),
             facts,
             live.variant_artifact,
+            {f"variant-{build['soc']}": str(build["variant_artifact"]) for build in live.builds[1:]},
         )
 
     def _router(self, site: str) -> tuple[str, str]:

@@ -89,11 +89,13 @@ def run(request: RunRequest, watch: Watch) -> RunReport:
 
     Raises:
         Conflict: Another run holds the recipe and `no_wait` was asked.
+        DeviceError: The rollout's pool needs NPUs that are not here; nothing has run.
         OrchestratorError: The first failure; everything done before is kept.
     """
     began = time.monotonic()
     workplace = open_workplace(request.environment)
     prepared = prepare(workplace, request.recipe, request.set_)
+    _check_devices(prepared)
     with workplace.open_ledger() as ledger:
         wait_s = 0.0 if request.no_wait else math.inf
         owner = Owner.here("run " + prepared.name)
@@ -114,6 +116,19 @@ def run(request: RunRequest, watch: Watch) -> RunReport:
             finally:
                 tracking = projection.finish(_patience_s(time.monotonic() - began))
         return _report(ledger, execution, time.monotonic() - began, tracking)
+
+
+def _check_devices(prepared: Prepared) -> None:
+    """Look before hours of training whether the pool of the rollout can be held here.
+
+    Raises:
+        DeviceError: A pool of its site asks for NPUs that this machine lacks; nothing falls back to a CPU.
+    """
+    deploy = next((draft for draft in prepared.drafts if draft.kind == "deploy"), None)
+    if deploy is not None and "device" in deploy.spec:
+        from orchestrator.cluster.devices import check_devices, npu_devices
+
+        check_devices(prepared.workplace.site(deploy.site).pools, npu_devices())
 
 
 def _patience_s(worked_s: float) -> float:

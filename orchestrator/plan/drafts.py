@@ -8,6 +8,7 @@ from typing import Any, Final
 from orchestrator.core.errors import PlanError
 from orchestrator.environment import Environment
 from orchestrator.plan import conversion
+from orchestrator.plan.deployment import draft_deploy
 from orchestrator.plan.model import Draft, Input, Retries
 from orchestrator.plan.serving import bundle_entrypoints, serve_spec
 from orchestrator.recipe import Recipe
@@ -84,7 +85,7 @@ class _Drafts:
             drafts.append(self._parity())
         drafts.append(self._register())
         if recipe.rollout is not None:
-            drafts.append(self._deploy())
+            drafts.append(draft_deploy(recipe, self._environment, self._tools))
         return drafts
 
     def _custom(self, index: int) -> Draft:
@@ -220,30 +221,6 @@ class _Drafts:
         after = ("parity",) if parity else tuple(conversion.compile_name(target) for target in self._recipe.targets)
         spec = {"name": self._recipe.name}
         return Draft("register", "register", self._site, spec, tuple(inputs), after)
-
-    def _deploy(self) -> Draft:
-        rollout = self._recipe.rollout
-        assert rollout is not None
-        pool = self._environment.pools.get(rollout.pool)
-        if pool is None:
-            have = ", ".join(self._environment.pools) or "none"
-            raise PlanError(
-                f"the environment has no pool {rollout.pool!r}", hint=f"pools: {have}", place="rollout.pool"
-            )
-        if not pool.rehearsal:
-            raise PlanError(
-                f"pool {rollout.pool!r} has real {pool.soc} devices, which this version does not serve from yet",
-                hint="compile and rehearse: a pool with `rehearsal: true`, or leave `rollout` out",
-                place="rollout.pool",
-            )
-        spec: dict[str, Any] = {"endpoint": rollout.endpoint, "pool": rollout.pool}
-        inputs = [Input("bundle", "bundle", "bundle")]
-        target = next((each for each in self._recipe.targets if each.soc == pool.soc), None)
-        if target is not None:  # the first that fits the pool's SoC; without one a rehearsal serves the fp32 graph
-            spec["target"] = target.name
-            spec["parity"] = target.parity.model_dump(mode="json")
-            inputs.append(Input("variant", conversion.compile_name(target), "rehearsal"))
-        return Draft("deploy", "deploy", pool.site, spec, tuple(inputs), ("register",), retries=Retries(infra=1))
 
     def _worker(
         self,

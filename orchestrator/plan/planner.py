@@ -36,7 +36,8 @@ class Known(Protocol):
 class Deployed:
     """What an endpoint serves: the artifact digests of the live generation's bundle and variant, and whether it answers.
 
-    `facts` are those that the deploy step gave: endpoint, generation, bundle, pool, device, url.
+    `facts` are those that the deploy step gave: endpoint, generation, bundle, pool, device, url. `others` are the variants of
+    further SoCs, by the name of the deploy's input.
     """
 
     artifact: str
@@ -44,6 +45,7 @@ class Deployed:
     answering: bool
     facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
     variant: str = ""
+    others: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 def order(drafts: Sequence[Draft]) -> list[Draft]:
@@ -146,7 +148,8 @@ def _decide_deploy(
     live = known.deployed(str(draft.spec["endpoint"]), str(draft.spec["pool"]))
     if live is None:
         return PlannedStep(draft, Action.RUN, "nothing is live yet", fingerprint, parts)
-    if (live.artifact, live.variant) != (inputs["bundle"], inputs.get("variant", "")):
+    others = {name: digest for name, digest in inputs.items() if name.startswith("variant-")}
+    if (live.artifact, live.variant, live.others) != (inputs["bundle"], inputs.get("variant", ""), others):
         what = "bundle" if live.artifact != inputs["bundle"] else "variant of the bundle"
         reason = f"generation {live.generation} serves another {what}"
         return PlannedStep(draft, Action.RUN, reason, fingerprint, parts)
