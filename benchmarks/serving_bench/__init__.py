@@ -1,0 +1,1 @@
+"""The parts of `benchmarks/serving.py`: load generator, servers to compare, payloads and the printing."""
