@@ -262,7 +262,7 @@ def read_kind(name: str, datatype: object, shape: object) -> tuple[str, tuple[in
     """Return datatype and shape of input `name`.
 
     Raises:
-        RequestError: Not a datatype, not a shape, or more than one request may hold.
+        RequestError: Not a datatype, not a shape, or more than one request may hold: a 0 counts as 1, as numpy has it.
     """
     if not isinstance(datatype, str) or datatype not in ITEM_BYTES:
         raise RequestError(f"input {name!r}: datatype must be one of {', '.join(ITEM_BYTES)}")
@@ -272,7 +272,7 @@ def read_kind(name: str, datatype: object, shape: object) -> tuple[str, tuple[in
     if not all(isinstance(size, int) and not isinstance(size, bool) and 0 <= size < 1 << 63 for size in sizes):
         raise RequestError(f"input {name!r}: shape must hold whole numbers of 0 or more")
     found = tuple(cast("list[int]", sizes))
-    size = count(found) * max(1, ITEM_BYTES[datatype])
+    size = count([side or 1 for side in found]) * max(1, ITEM_BYTES[datatype])
     if size > MAX_TENSOR_BYTES:
         raise RequestError(
             f"input {name!r}: shape {list(found)} needs {size} bytes, at most {MAX_TENSOR_BYTES} are allowed"

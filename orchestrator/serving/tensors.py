@@ -35,6 +35,9 @@ ITEM_BYTES: Final[Mapping[str, int]] = {
 }
 """Bytes of one element; 0 = each element carries its own length (u32 little-endian, then the bytes)."""
 
+_MAX_ELEMENTS: Final = 1 << 59
+"""Of eight bytes each: numpy multiplies all sizes but the zeros, and counts bytes in 63 bits."""
+
 _NUMPY: Final[Mapping[str, str]] = {
     "BOOL": "?",
     "UINT8": "<u1",
@@ -207,9 +210,11 @@ def check_size(datatype: str, shape: Sequence[int], data: Buffer) -> None:
     """Check that `data` holds exactly the tensor.
 
     Raises:
-        ValueError: Another number of bytes or elements.
+        ValueError: Another number of bytes or elements, or sizes that no array can have.
     """
     elements = count(shape)
+    if not elements and count([size or 1 for size in shape]) > _MAX_ELEMENTS:
+        raise ValueError(f"has shape {list(shape)}, which no array can have")
     if datatype == "BYTES":
         found = len(bytes_offsets(data)) - 1
         if found != elements:
