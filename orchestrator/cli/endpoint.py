@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -113,3 +114,44 @@ def delete(
         return
     ended = ", ".join(str(number) for number in done["generations"])
     print(f"endpoint {name} is deleted (generation {ended})" if ended else f"endpoint {name} was deleted already")
+
+
+@app.command(
+    "token",
+    epilog="Examples:  orchestrate endpoint token line-a   |   orchestrate endpoint token line-a --rate 50 --out line-a.token",
+)
+def token(
+    name: Annotated[str, typer.Argument(help="Whose token it is; 401 and 429 are counted and told by it.")],
+    rate: Annotated[
+        float | None, typer.Option("--rate", help="Requests a second, per router; no limit if absent.")
+    ] = None,
+    burst: Annotated[
+        float | None, typer.Option("--burst", help="Requests at once; as many as --rate if absent.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write the token to this new file; else it is printed.")
+    ] = None,
+    site: Annotated[str, typer.Option("--site", help="The site; the first one if absent.")] = "",
+    environment: Environment = None,
+    as_json: Json = False,
+) -> None:
+    """Make a bearer token for a client. It is shown this once: the site keeps its hash alone."""
+    from orchestrator.app.tokens import keep_token, make_token
+    from orchestrator.app.wiring import open_workplace
+    from orchestrator.cli.output import print_json
+    from orchestrator.core.errors import UsageError
+
+    if out is None and as_json:
+        raise UsageError("a token is never written into JSON", hint="name a file for it with --out")
+    if out is not None and out.exists():
+        raise UsageError(f"{out} is there already", hint="name another file")
+    made, path = make_token(open_workplace(environment), name, site=site, rate_per_s=rate, burst=burst)
+    if out is not None:
+        keep_token(made, out)
+    if as_json:
+        print_json({"name": name, "tokens_file": str(path), "out": str(out)})
+        return
+    if out is None:
+        print(made)
+    told = f"token {name} is valid within a second; {path} holds its hash. To take it back, remove its line"
+    print(told, file=sys.stderr)

@@ -6,6 +6,7 @@ The rate holds per router process.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import logging
 import math
@@ -168,6 +169,15 @@ def add_token(path: Path, name: str, rate_per_s: float | None = None, burst: flo
         UsageError: The name is none or is taken, or the file cannot be used.
     """
     check_name(name, "token")
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # another command may be adding one
+        return _append(path, name, rate_per_s, burst)
+    finally:
+        os.close(folder)
+
+
+def _append(path: Path, name: str, rate_per_s: float | None, burst: float | None) -> str:
     old = read_tokens(path) if path.exists() else {}
     if any(token.name == name for token in old.values()):
         raise UsageError(f"there is a token {name!r} in {path}", hint="remove its line, or choose another name")
