@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import sys
@@ -15,8 +14,9 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from orchestrator.serving.config import RouterSettings
-from serving_bench.server import ROOT, NotServed, Server
+from serving_bench.load import Job
+from serving_bench.payloads import OIP_PATH, every, small
+from serving_bench.server import ROOT, NotServed, Server, load
 
 sys.path.insert(0, str(ROOT))
 from tests.support.serving_site import DEVICE, ServingSite, generation, scale_bundle, write_bundle
@@ -36,12 +36,8 @@ class Pool:
 
 @contextmanager
 def _site(name: str, routers: int, settings: dict[str, Any]) -> Generator[Pool]:
-    if routers > 1:
-        if "routers" not in {field.name for field in dataclasses.fields(RouterSettings)}:
-            raise NotServed("this version starts one router")
-        settings = {**settings, "routers": routers}
     with Server(name) as server:
-        site = ServingSite(server.folder / "site", env=server.environment, **settings)
+        site = ServingSite(server.folder / "site", env=server.environment, routers=routers, **settings)
         try:
             site.start_router()
             ports = [urlsplit(url if "//" in url else f"//{url}").port or 0 for url in (site.url, site.grpc)]
@@ -52,6 +48,12 @@ def _site(name: str, routers: int, settings: dict[str, Any]) -> Generator[Pool]:
             site.stop()
 
 
+def _all_answer(port: int) -> bool:
+    """Tell whether every router has its replicas: connections are spread over the routers by the kernel."""
+    found = load(Job(port, every(small(8), "json", OIP_PATH.format("echo")), seconds=0.1, warmup_s=0.0))
+    return list(found["answers"]) == ["200"]
+
+
 @contextmanager
 def echo_pool(*, routers: int = 1, replicas: int = 1, batch_ms: float = 0, **settings: Any) -> Generator[Pool]:
     """Yield a pool that serves `echo`, whose replicas the table knows like any other."""
@@ -59,7 +61,7 @@ def echo_pool(*, routers: int = 1, replicas: int = 1, batch_ms: float = 0, **set
         site, server = pool.site, pool.server
         bundle = scale_bundle(server.folder / "made" / "echo", 1.0)
         site.put({"echo": {"pool": "edge", "generations": [generation(1, bundle)]}})
-        links = sorted(str(path) for path in site.short.glob("*link*.sock"))
+        others = [str(site.short / f"link-{number}.sock") for number in range(1, routers)]
         for number in range(replicas):
             config = server.folder / f"replica-{number}.json"
             row: dict[str, Any] = {
@@ -70,12 +72,14 @@ def echo_pool(*, routers: int = 1, replicas: int = 1, batch_ms: float = 0, **set
                 "runtime": "echo",
                 "device": DEVICE,
             }
-            row |= {"link": links[0], **({"links": links[1:]} if links[1:] else {})}
+            row |= {"link": str(site.short / "link.sock"), "links": others}
+            row |= {"work": str(server.folder / f"work-{number}")}
             config.write_text(json.dumps(row))
             server.start(
                 [sys.executable, str(ECHO), "--config", str(config)], PYTHONPATH=str(ROOT), ECHO_MS=str(batch_ms)
             )
-        server.wait(lambda: len(site.replica_pids("echo")) >= replicas, 20)
+        server.wait(lambda: len(set(site.replica_pids("echo"))) >= replicas, 20)
+        server.wait(lambda: _all_answer(pool.http_port), 20)
         yield pool
 
 

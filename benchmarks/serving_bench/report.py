@@ -66,5 +66,5 @@ def _overload(part: Mapping[str, Any]) -> None:
     for name in ("half", "tenfold"):
         row = part[name]
         print(f"  {name:<8} {row['rate']:8.0f}/s offered {row['requests_per_s']:8.0f}/s admitted   p50 {row['p50_ms']:7.1f} ms  "
-              f"p99 {row['p99_ms']:7.1f} ms   answers {row['answers']}")  # fmt: skip
+              f"p99 {row['p99_ms']:7.1f} ms   answers {row['answers']}, p99 of the generator's own delay {row['late_p99_ms']:.1f} ms")  # fmt: skip
     print(f"  p99 of the admitted: {part['p99_ratio']:.2f} x that at half load")

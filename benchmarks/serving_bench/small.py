@@ -50,7 +50,7 @@ def ours(routers: int, seconds: float, tell: Callable[[str], None]) -> Row:
         NotServed: It does not start, or answers wrongly.
     """
     rows: Row = {}
-    with echo_pool(routers=routers, replicas=routers) as pool:
+    with echo_pool(routers=routers) as pool:
         for kind in ("json", "binary", "grpc"):
             port = pool.grpc_port if kind == "grpc" else pool.http_port
             tell(f"{pool.server.name} {kind}")
