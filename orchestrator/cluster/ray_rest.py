@@ -113,6 +113,15 @@ class RayRest:
         """Replace Serve's whole desired state; applications that are left out are deleted."""
         self._call("PUT", _APPLICATIONS, document, timeout_s)
 
+    def scale_deployment(self, application: str, deployment: str, replicas: int) -> None:
+        """Change how many replicas a deployment has; Serve starts and ends them in its own time.
+
+        Raises:
+            InfraError: No such deployment, or its application was not put with `external_scaler_enabled`.
+        """
+        path = f"/api/v1/applications/{application}/deployments/{deployment}/scale"
+        self._call("POST", path, {"target_num_replicas": replicas}, None)
+
     def delete_serve_applications(self) -> None:
         """Shut Serve down."""
         self._call("DELETE", _APPLICATIONS, None, None)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from orchestrator.cluster.devices import pool_device, pool_resource, pool_share
 from orchestrator.cluster.site import LocalSite
+
+DEPLOYMENT: Final = "PoolAgent"
+"""Serve's name of the agents of a pool: that of their class."""
 
 
 def serve_document(site: LocalSite) -> dict[str, Any]:

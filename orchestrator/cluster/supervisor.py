@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Final, cast
 
+from orchestrator.cluster.autoscaler import Autoscaler
 from orchestrator.cluster.devices import pool_device
 from orchestrator.cluster.parts import Applications, Child, RayChild
 from orchestrator.cluster.pool import LocalPool
@@ -48,6 +49,7 @@ class Supervisor:
         self._router = self._routers[0]
         self._ray = RayChild(site, self._routers)
         self._applications = Applications(site, self._ray)
+        self._autoscaler = Autoscaler(site, self._ray, self._applications)
         self._agents: dict[str, int] = dict.fromkeys(site.pools, 0)
         self._were_ready = False
         self._written: SiteRecord | None = None
@@ -64,6 +66,7 @@ class Supervisor:
         fcntl.flock(hold, fcntl.LOCK_SH)
         self._publish()
         faults.point("supervisor.recorded")
+        self._autoscaler.start()
         while not self._stop.is_set():
             for part in (*self._routers, self._ray):
                 self._tick(part)

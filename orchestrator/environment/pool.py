@@ -29,7 +29,7 @@ class Autoscale(Model):
     target_queue: Number = Field(
         4.0, ge=0.1, le=10_000, description="Requests that wait or run, for each slot: above it slots are added."
     )
-    up_after: Duration = Field(5.0, description="How long there must be too few slots before one is added, e.g. 5s.")
+    up_after: Duration = Field(5.0, description="How long there must be too few slots before more are added, e.g. 5s.")
     down_after: Duration = Field(
         120.0, description="How long there must be too many before one is given back, e.g. 2m."
     )
