@@ -32,6 +32,7 @@ VERBS: Final[dict[str, dict[str, str]]] = {
     },
     "Serve": {
         "endpoint": "List endpoints; send one a request.",
+        "top": "Show live what the pools do: requests, queues, batches, devices.",
         "up": "Bring the local site up.",
         "down": "Take the local site down; ledger, store and MLflow data stay.",
         "site": "Show what runs on a site.",

@@ -31,6 +31,7 @@ class LocalServing:
     compat: str = "none"
     access_log_sample: float = 0.0
     otlp_endpoint: str = ""
+    metrics_port: int = -1
 
     def check(self) -> None:
         """Look whether routers could start with the tokens and certificates.
@@ -70,6 +71,7 @@ def local_serving(serving: Serving) -> LocalServing:
         compat=serving.compat,
         access_log_sample=serving.access_log.sample,
         otlp_endpoint=serving.otlp_endpoint or "",
+        metrics_port=serving.metrics_port,
     )
 
 

@@ -78,6 +78,9 @@ class Serving(Model):
     otlp_endpoint: Annotated[Text, AfterValidator(_otlp)] | None = Field(
         None, description="Where spans go: the http(s) address of an OpenTelemetry collector; no spans when absent."
     )
+    metrics_port: Whole = Field(
+        -1, ge=-1, le=65535, description="Loopback port of `GET /metrics` for Prometheus; 0 takes a free one, -1 is none."
+    )
 
     @property
     def guarded(self) -> bool:

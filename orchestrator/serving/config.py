@@ -41,6 +41,7 @@ class RouterSettings:
         tls_client_ca: CAs (PEM) one of which must have signed the certificate that a client then must show.
         access_log_sample: Share of the requests that are written to the access log.
         otlp_endpoint: Address of an OpenTelemetry collector; empty for no spans.
+        metrics_port: Loopback port of Prometheus' `GET /metrics`; 0 takes a free one, -1 is none.
         router: Its number among the routers of the site; 0 leads.
         peers: For router 0: admin sockets of the others, router 1 first.
         lead_table: For the others: where router 0 keeps its table.
@@ -63,6 +64,7 @@ class RouterSettings:
     tls_client_ca: str = ""
     access_log_sample: float = 0.0
     otlp_endpoint: str = ""
+    metrics_port: int = -1
     router: int = 0
     peers: Sequence[str] = ()
     lead_table: str = ""
@@ -79,7 +81,8 @@ class RouterSettings:
         _check_socket(self.link)
         if self.compat not in ("none", "triton"):
             raise UsageError(f"bad router settings: compat {self.compat!r}", hint="use none or triton")
-        ports_fit = 0 <= self.port < 65536 and -1 <= self.grpc_port < 65536
+        ports_fit = 0 <= self.port < 65536 and min(self.grpc_port, self.metrics_port) >= -1
+        ports_fit = ports_fit and max(self.grpc_port, self.metrics_port) < 65536
         if not ports_fit or self.request_timeout_s <= 0 or self.queue_limit < 1:
             raise UsageError(
                 f"bad router settings: port {self.port}, grpc_port {self.grpc_port}, queue_limit {self.queue_limit}"

@@ -14,6 +14,7 @@ from orchestrator.core.files import write_atomic
 from orchestrator.serving.admission import Admission
 from orchestrator.serving.auth import Guard
 from orchestrator.serving.config import RouterSettings
+from orchestrator.serving.errors import RequestError
 from orchestrator.serving.front import Front
 from orchestrator.serving.http import HttpServer
 from orchestrator.serving.limits import Limits
@@ -45,9 +46,9 @@ class Doors:
         self._settings = settings
         self._limits = limits
         self._routes, self._admission = routes, admission
-        self._guard = Guard(Path(settings.tokens_file)) if settings.tokens_file else None
+        self.guard = Guard(Path(settings.tokens_file)) if settings.tokens_file else None
         self._tls = Tls(settings.tls_cert, settings.tls_key, settings.tls_client_ca) if settings.tls_cert else None
-        self.http = HttpServer(self._guard.gate(front.handle) if self._guard else front.handle, limits)
+        self.http = HttpServer(self.guard.gate(front.handle) if self.guard else front.handle, limits)
         self.grpc: GrpcFront | None = None
         self.port = 0
         self.url = self.grpc_url = ""
@@ -98,7 +99,7 @@ class Doors:
             self._admission,
             self._limits,
             self._settings.compat,
-            interceptors=[GrpcGuard(self._guard)] if self._guard else (),
+            interceptors=[GrpcGuard(self.guard)] if self.guard else (),
             credentials=self._tls.grpc_credentials(grpc) if self._tls else None,
             shared=self._settings.shared,
         )
@@ -112,10 +113,17 @@ class Doors:
         write_atomic(memory, str(port).encode())
         self.grpc_url = f"{self._host}:{port}"
 
+    def name_token(self, authorization: bytes) -> str:
+        """Return the name of the token in an `Authorization` header, or nothing."""
+        try:
+            return self.guard.find(authorization).name if self.guard else ""
+        except RequestError:
+            return ""
+
     def refresh(self, *, force: bool = False) -> None:
         """Read tokens and certificates again where their files have changed; call this about once a second."""
-        if self._guard is not None:
-            self._guard.refresh(force=force)
+        if self.guard is not None:
+            self.guard.refresh(force=force)
         if self._tls is not None:
             self._tls.refresh(force=force)
 

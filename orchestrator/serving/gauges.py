@@ -73,6 +73,7 @@ def exposition(router: Router, number: str = "0") -> bytes:
             *_agent_families(number, list(router.links.agents)),
             *_process_families(number, router),
             router.pulse.family(number),
+            *router.observers.families(number),
         )
     )
 

@@ -96,7 +96,7 @@ class Recorder:
         row = (place_of(lane), replica.name, replica.device, rows, compute_us, copy_us, bytes_in, bytes_out)
         self._batches.append(row)
         if self.tracer is not None:
-            self.tracer.batched(batch, replica, time.time(), compute_us)
+            self.tracer.batched(batch, replica, compute_us)
 
     def tick(self, now: float) -> None:
         """Fold where enough has come together, or a second has gone; call this every 50 ms or so."""

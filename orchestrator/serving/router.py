@@ -29,6 +29,8 @@ from orchestrator.serving.gauges import Pulse
 from orchestrator.serving.http import HttpServer
 from orchestrator.serving.limits import Limits
 from orchestrator.serving.links import LinkServer
+from orchestrator.serving.metrics_door import MetricsDoor
+from orchestrator.serving.observers import Observers
 from orchestrator.serving.peers import Peers
 from orchestrator.serving.record import Recorder
 from orchestrator.serving.routes import Routes
@@ -64,7 +66,18 @@ class Router:
         self.doors = Doors(settings, self.front, self.routes, self.admission, limits)
         self.public = self.doors.http
         self.peers = Peers(settings.peers)
-        self.admin = HttpServer(Backdoor(self).handle, limits)
+        backdoor = Backdoor(self)
+        self.admin = HttpServer(backdoor.handle, limits)
+        # Router 0 speaks for all.
+        port = -1 if settings.router else settings.metrics_port
+        self.metrics_door = MetricsDoor(port, backdoor.handle, self.doors.guard, limits)
+        self.observers = Observers(
+            self.recorder,
+            state=Path(settings.state),
+            sample=settings.access_log_sample,
+            otlp_endpoint=settings.otlp_endpoint,
+            name_token=self.doors.name_token,
+        )
         self._table_seen: object = None
         self._state = Path(settings.state)
         self._sweeps = 0
@@ -116,6 +129,7 @@ class Router:
         self.apply(self.load_table())
         servers.append(await self._unix_server(self.links.protocol, self.settings.link))
         await self.doors.open()
+        await self.metrics_door.open()
         self._write_state()
         self._sweep()
         _log.info("router listens on %s, gRPC on %s", self.doors.url, self.doors.grpc_url or "no port")
@@ -144,6 +158,7 @@ class Router:
             "port": self.doors.port,
             "url": self.doors.url,
             "grpc": self.doors.grpc_url,
+            "metrics": self.metrics_door.url,
             "admin": self.settings.admin,
             "link": self.settings.link,
         }
@@ -155,10 +170,12 @@ class Router:
         self.pulse.beat(now)
         self.dispatcher.sweep(now)
         self.recorder.tick(now)
+        self.observers.tick(now)
         self._sweeps += 1
         if self._sweeps % _CLOSE_SWEEPS == 0:
             self.public.sweep(self._loop.time())
             self.admin.sweep(self._loop.time())
+            self.metrics_door.http.sweep(self._loop.time())
             self.doors.refresh()
             if self.settings.lead_table:
                 self._follow()
@@ -180,10 +197,12 @@ class Router:
         """Take no new connection, answer what is here, within `_STOP_S`."""
         deadline = self._loop.time() + _STOP_S
         ending = self.doors.close(_STOP_S)
+        self.metrics_door.close()
         while self._loop.time() < deadline and any(lane.busy for lane in self.dispatcher.lanes):
             await asyncio.sleep(0.02)
         if ending is not None:
             await ending
+        self.observers.close()
         (self._state / "router.json").unlink(missing_ok=True)
         for server in servers:
             server.close()

@@ -1,19 +1,21 @@
 """OpenTelemetry spans of requests: what the record says afterwards, as spans that an OTLP collector takes.
 
-The span of a request is named `router.request` and has `router.queue` and `replica.compute` (a stage: its name) below it. A batch of
-several requests has a span of its own, `replica.batch`, in a trace of its own, that links to the requests' spans, as they link to it.
+The span of a request is named `router.request`. Below it every stage has a `router.queue` and a span of its replica: `replica.compute` of
+the model, `replica.preprocess`, `replica.postprocess`. A batch of several requests has a span of its own besides, `replica.batch`, in a
+trace of its own, that links to the requests' spans, as their replica's spans link to it.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from orchestrator.serving.events import Ended
-from orchestrator.serving.origin import origin_of, trace_header
+from orchestrator.serving.origin import origin_of, outermost, trace_header
+from orchestrator.serving.serve_settings import MODEL
 
 if TYPE_CHECKING:
     from orchestrator.serving.lanes import Batch, Caller, Replica
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 _PARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
 _NO_TRACE, _NO_SPAN = "0" * 32, "0" * 16
 _INTERNAL, _SERVER = 1, 2
+_MOST_OPEN: Final = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,29 +62,46 @@ class Tracer:
         self.exporter = exporter
         self._ratio = ratio
         self._open: dict[int, tuple[Context, str] | None] = {}
-        self._batch: Context | None = None
 
-    def batched(self, batch: Batch, replica: Replica, now: float, compute_us: int) -> None:
-        """A batch has come back; its requests end next. `now` is Unix time."""
-        self._open.clear()
-        self._batch = None
+    def batched(self, batch: Batch, replica: Replica, compute_us: int) -> None:
+        """A batch has come back; the requests that it ends are told to `ended` after this."""
+        waiting = [request for request in batch.requests if not request.caller.done]
+        sampled = [(request, c) for request in waiting if (c := self._sampled(request.caller)) is not None]
+        if not sampled:
+            return
+        end_ns, now_ns = time.time_ns(), time.monotonic_ns()
+        lane = batch.requests[0].lane
+        facts = {"orchestrate.endpoint": lane.endpoint, "orchestrate.replica": replica.name}
+        facts |= {"orchestrate.stage": lane.stage, "orchestrate.device": replica.device}
+        counts = {"orchestrate.batch.requests": len(batch.requests), "orchestrate.batch.rows": sum(batch.rows)}
+        links: tuple[Context, ...] = ()
         if len(batch.requests) > 1:
-            linked = [c for request in batch.requests if (c := self._sampled(request.caller)) is not None]
-            if linked:
-                self._batch = Context(_new(32), _new(16))
-                end_ns = int(now * 1e9)
-                span = Span("replica.batch", self._batch, "", end_ns - compute_us * 1000, end_ns, links=tuple(linked))
-                lane = batch.requests[0].lane
-                span.attributes |= {"orchestrate.endpoint": lane.endpoint, "orchestrate.replica": replica.name}
-                span.attributes |= {"orchestrate.batch.requests": len(batch.requests)}
-                span.attributes |= {"orchestrate.batch.rows": sum(batch.rows), "orchestrate.device": replica.device}
-                self.exporter.add(span)
+            links = (Context(_new(32), _new(16)),)
+            begun_ns = end_ns - compute_us * 1000
+            requests = tuple(context for _, context in sampled)
+            self.exporter.add(
+                Span("replica.batch", links[0], "", begun_ns, end_ns, _INTERNAL, {**facts, **counts}, requests)
+            )
+        name = "replica.compute" if lane.stage == MODEL else f"replica.{lane.stage}"
+        for request, context in sampled:
+            arrived_ns, sent_ns = (end_ns - now_ns + int(t * 1e9) for t in (request.arrived, request.sent))
+            queue, compute = Context(context.trace, _new(16)), Context(context.trace, _new(16))
+            stage = {"orchestrate.stage": lane.stage}
+            self.exporter.add(Span("router.queue", queue, context.span, arrived_ns, sent_ns, _INTERNAL, {**stage}))
+            begun_ns = max(sent_ns, end_ns - compute_us * 1000)
+            self.exporter.add(
+                Span(name, compute, context.span, begun_ns, end_ns, _INTERNAL, {**facts, **counts}, links)
+            )
 
     def _sampled(self, caller: Caller) -> Context | None:
-        """Return the context of the request's span; the same for the same caller until the next batch."""
-        known = self._open[id(caller)] if id(caller) in self._open else self._begin(trace_header(caller))
-        self._open[id(caller)] = known
-        return known[0] if known else None
+        """Return the context of the request's span: the same for all its stages, until it has ended."""
+        client = id(outermost(caller))
+        if client not in self._open:
+            if len(self._open) > _MOST_OPEN:
+                self._open.clear()
+            self._open[client] = self._begin(trace_header(caller))
+        found = self._open[client]
+        return found[0] if found else None
 
     def _begin(self, header: str) -> tuple[Context, str] | None:
         parent = read_parent(header)
@@ -95,39 +115,22 @@ class Tracer:
         if caller is None:
             return
         self._sampled(caller)
-        found = self._open.pop(id(caller))
+        found = self._open.pop(id(outermost(caller)))
         if found is not None:
-            for span in self._spans(row, caller, *found):
-                self.exporter.add(span)
+            self.exporter.add(_whole(row, caller, *found))
 
-    def _spans(self, row: Ended, caller: Caller, context: Context, parent: str) -> Iterable[Span]:
-        t, endpoint, number, stage, status, error, generation, replica, batch, queue_s, compute_us, total_s, _ = row
-        end_ns = int(t * 1e9)
-        start_ns = end_ns - int(total_s * 1e9)
-        origin = origin_of(caller)
-        whole = Span("router.request", context, parent, start_ns, end_ns, _SERVER, error=error)
-        whole.attributes |= {"orchestrate.endpoint": endpoint, "orchestrate.generation": number}
-        whole.attributes |= {
-            "orchestrate.stage": stage,
-            "orchestrate.status": status,
-            "network.protocol.name": origin.protocol,
-        }
-        if generation is not None:
-            whole.attributes |= {"orchestrate.bundle": generation.bundle, "orchestrate.device": generation.device}
-        if origin.request_id:
-            whole.attributes["orchestrate.request.id"] = origin.request_id
-        yield whole
-        sent_ns = start_ns + int(queue_s * 1e9)
-        yield Span("router.queue", Context(context.trace, _new(16)), context.span, start_ns, sent_ns)
-        if replica:
-            links = (self._batch,) if self._batch is not None else ()
-            name = "replica.compute" if stage == "model" else f"replica.{stage}"
-            begun_ns = max(sent_ns, end_ns - compute_us * 1000)
-            span = Span(
-                name, Context(context.trace, _new(16)), context.span, begun_ns, end_ns, links=links, error=error
-            )
-            span.attributes |= {"orchestrate.replica": replica, "orchestrate.batch.rows": batch}
-            yield span
+
+def _whole(row: Ended, caller: Caller, context: Context, parent: str) -> Span:
+    t, endpoint, number, _, status, error, generation, _, _, _, _, total_s, _ = row
+    end_ns, origin = int(t * 1e9), origin_of(caller)
+    span = Span("router.request", context, parent, end_ns - int(total_s * 1e9), end_ns, _SERVER, error=error)
+    span.attributes |= {"orchestrate.endpoint": endpoint, "orchestrate.generation": number}
+    span.attributes |= {"orchestrate.status": status, "network.protocol.name": origin.protocol}
+    if generation is not None:
+        span.attributes |= {"orchestrate.bundle": generation.bundle, "orchestrate.device": generation.device}
+    if origin.request_id:
+        span.attributes["orchestrate.request.id"] = origin.request_id
+    return span
 
 
 def read_parent(header: str) -> tuple[Context, bool] | None:
