@@ -21,6 +21,8 @@ SERVE_FOLDER: Final = "serve"
 SCHEMA: Final = 1
 
 MODEL: Final[Stage] = "model"
+STAGE_DEVICE: Final = "cpu"
+"""A stage runs on the host's CPU, in a pool of NPUs as well; it is no rehearsal of anything."""
 
 _LARGEST_BYTES: Final = 1 << 20
 _ENTRYPOINT: Final = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)

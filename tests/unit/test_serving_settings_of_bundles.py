@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.stage_bundles import RECIPE, TEXT, stage_bundle
 
 from orchestrator.bundle.golden import read_golden
 from orchestrator.bundle.serve_golden import SERVE_GOLDEN, read_serve_golden
@@ -17,7 +18,6 @@ from orchestrator.core.errors import GateError, IntegrityError, UserCodeError
 from orchestrator.serving.oip import LAST
 from orchestrator.serving.serve_settings import DEFAULTS, SERVE_JSON, read_serve_settings
 from orchestrator.serving.tensors import TensorSpec
-from tests.support.stage_bundles import RECIPE, TEXT, stage_bundle
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from orchestrator.serving.runtimes.sizes import MAX_BATCH, batches
 from orchestrator.serving.runtimes.stage_call import Function, call_stage
 from orchestrator.serving.serve_settings import (
     SERVE_FOLDER,
+    STAGE_DEVICE,
     ServeSettings,
     model_specs,
     read_serve_settings,
@@ -24,8 +25,6 @@ from orchestrator.serving.serve_settings import (
 from orchestrator.serving.tensors import Tensor, TensorSpec
 
 NAME: Final = "python-stage"
-DEVICE: Final = "cpu"
-"""A stage runs on the host's CPU in a pool of NPUs as well; it is no rehearsal of anything."""
 
 
 def load(job: Job) -> Session:
@@ -62,10 +61,10 @@ class StageSession:
         joins: bool,
     ) -> None:
         self._function, self._what, self._binary = function, what, settings.binary
-        self.device = DEVICE
+        self.device = STAGE_DEVICE
         self.inputs, self.outputs = inputs, outputs
         self.max_batch = MAX_BATCH if joins else 1
-        self.depth = 2
+        self.depth = 1  # what ends the process takes no batch along that only waits
         self.buckets: tuple[Bucket, ...] = ()
         self._joins = joins
         self._waiting: dict[int, Sequence[Tensor]] = {}

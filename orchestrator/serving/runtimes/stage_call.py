@@ -48,7 +48,7 @@ def call_stage(
     except (ValueError, TypeError) as error:
         raise InputRejected(f"{what} refuses this input: {_line(error)}") from error
     except Exception as error:
-        traceback.print_exc(file=sys.stderr)
+        traceback.print_exception(error, chain=error.__cause__ is not None, file=sys.stderr)
         raise ExecutionFailed(f"{what} failed on this input: {_line(error)}") from error
     except SystemExit as error:
         raise ExecutionFailed(f"{what} tried to end its process: {_line(error)}") from error
