@@ -44,13 +44,18 @@ def top(
 
 def _looks(admin: Any, interval_s: float) -> Iterator[dict[str, Any]]:
     from orchestrator.app.top import compare, look
+    from orchestrator.core.errors import Unreachable
 
     before = look(admin)
     while True:
         time.sleep(interval_s)
-        after = look(admin)
-        yield compare(before, after)
-        before = after
+        try:
+            after = look(admin)
+        except Unreachable as error:  # a router that is restarted comes back in a moment
+            yield {"unreachable": error.message}
+        else:
+            yield compare(before, after)
+            before = after
 
 
 def _each(found: Iterator[dict[str, Any]], once: bool, show: Callable[[dict[str, Any]], None]) -> None:

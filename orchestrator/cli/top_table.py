@@ -14,6 +14,8 @@ _POOL: Final = "{:<12} {:>4} {:<18} {:>4} {:>4} {:>5} {:>11} {:>4} {:>6}"
 
 def lines(shown: Mapping[str, Any], clock: str) -> list[str]:
     """Return the screen: routers, endpoints, devices; every line has at most 80 characters."""
+    if "unreachable" in shown:
+        return [f"orchestrate top  {clock}  {shown['unreachable']}"[:80]]
     found = [_title(shown, clock), "", _row(_HEAD)]
     found += [_row(_cells(row)) for row in shown["endpoints"]]
     if not shown["endpoints"]:

@@ -55,6 +55,10 @@ class Channel(Protocol):
         """Called once, when the answer of `size` bytes is ready."""
         ...
 
+    def failed(self, status: int) -> None:
+        """Called before that where the answer is an error."""
+        ...
+
 
 class Exchange:
     """One request and, later, its one answer. Answers leave in request order, whatever order they are given in."""
@@ -106,6 +110,7 @@ class Exchange:
 
     def fail(self, status: int, message: str, extra: bytes = b"") -> None:
         """Answer with `{"error": message}`; the message is made one line of at most 600 characters."""
+        self._channel.failed(status)
         self.reply(status, [orjson.dumps({"error": one_line(message)})], JSON, extra)
 
     def answer(self, request: Request, outputs: Sequence[Tensor]) -> None:

@@ -136,6 +136,12 @@ def _process_families(number: str, router: Router) -> Iterator[Family]:
     spent = Family("orchestrate_router_cpu_seconds_total", "counter", "CPU time of the router process.")
     spent.add(labels, usage.ru_utime + usage.ru_stime)
     yield spent
+    errors = Family(
+        "orchestrate_http_errors_total", "counter", "HTTP answers that are errors, whether a model was found or not."
+    )
+    for status, count in sorted(router.public.errors.items()):
+        errors.add({**labels, "status": status}, count)
+    yield errors
     build = Family("orchestrate_build_info", "gauge", "The version that runs; always 1.")
     build.add({**labels, "version": __version__}, 1)
     yield build

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Final, cast
 
@@ -41,6 +41,7 @@ class HttpServer:
         self.limits = limits or Limits()
         self.connections: set[Connection] = set()
         self.buffered_bytes = 0
+        self.errors: Counter[int] = Counter()
         self.stopping = False
 
     def protocol(self) -> Connection:
@@ -254,6 +255,10 @@ class Connection(asyncio.Protocol):
             self.deadline = self._loop.time() + self._limits.idle_s
         if self._paused and not self._write_blocked and len(waiting) < self._limits.pipeline // 2:
             self._pause(paused=False)
+
+    def failed(self, status: int) -> None:
+        """Count an answer that is an error."""
+        self._server.errors[status] += 1
 
     def hold(self, more: int) -> None:
         """Count bytes that a body has grown by; it shrinks again with the answer."""

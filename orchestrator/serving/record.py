@@ -85,15 +85,17 @@ class Recorder:
             synthetic,
         )
         self._ended.append(row)
-        for observer in self.observers:
+        for observer in self.observers if stage == MODEL else ():
             observer.ended(row, caller)
 
     def batch(self, replica: Replica, batch: Batch, statuses: Statuses, bytes_out: int) -> None:
         """Record one batch that a replica has answered."""
-        lane = batch.requests[0].lane
-        bytes_in = sum([request.fitted.size_bytes for request in batch.requests])
-        rows, compute_us, copy_us = sum(batch.rows), statuses.compute_us, statuses.copy_us
-        row = (place_of(lane), replica.name, replica.device, rows, compute_us, copy_us, bytes_in, bytes_out)
+        first, rows, compute_us = batch.requests[0], batch.rows[0], statuses.compute_us
+        bytes_in = first.fitted.size_bytes
+        if len(batch.rows) > 1:
+            rows, bytes_in = sum(batch.rows), sum([request.fitted.size_bytes for request in batch.requests])
+        place = place_of(first.lane)
+        row = (place, replica.name, replica.device, rows, compute_us, statuses.copy_us, bytes_in, bytes_out)
         self._batches.append(row)
         if self.tracer is not None:
             self.tracer.batched(batch, replica, compute_us)
@@ -109,7 +111,7 @@ class Recorder:
         ended, batches = self._ended, self._batches
         if ended:
             self._ended = []
-            self._events.extend(ended)
+            self._events.extend([row for row in ended if row[3] == MODEL])  # one event a request, however many stages
             groups: dict[tuple[object, ...], list[Ended]] = {}
             for row in ended:
                 key = row[1:6]
@@ -134,4 +136,4 @@ class Recorder:
 
 def place_of(lane: Lane) -> Place:
     """Return what names the lane in labels."""
-    return lane.endpoint, lane.generation.generation, MODEL
+    return lane.endpoint, lane.generation.generation, lane.stage

@@ -105,6 +105,7 @@ def test_metrics_are_on_their_own_port_and_unknown_models_are_no_labels(asked: S
     assert f'orchestrate_batch_compute_seconds_count{{{labels},replica="edge-0",device="cpu (rehearsal)"}} 2' in text
     assert f'orchestrate_input_bytes_total{{{labels},replica="edge-0",device="cpu (rehearsal)"}} 32' in text
     assert "no-such-model" not in text
+    assert 'orchestrate_http_errors_total{router="0",status="404"} 1' in text
     asked.wait(lambda: "orchestrate_npu_" in scrape(asked), 10, "npu-smi has been asked")
     text = scrape(asked)
     assert set(app_top.read_series(text)) == set(app_top.read_series(asked.admin.metrics()))

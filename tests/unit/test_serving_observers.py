@@ -33,7 +33,7 @@ PARENT = f"00-{TRACE}-{SPAN}-01"
 def exchange(**headers: str) -> Exchange:
     sent = {name.replace("_", "-").encode(): value.encode() for name, value in headers.items()}
     made = Exchange(
-        SimpleNamespace(lost=False, answered=lambda *_: None), b"POST", b"/v2/models/digits/infer?x=1", sent
+        SimpleNamespace(lost=False, answered=lambda *_: None, failed=print), b"POST", b"/v2/models/digits/infer?x=1", sent
     )  # type: ignore[arg-type]
     made.body = b"12345"
     return made
