@@ -24,7 +24,6 @@ from serving_bench.processes import cpu_us, members, memory_mib
 from serving_bench.schedule import Schedule
 from serving_bench.wire import BROKEN, Grpc, Http1, Request
 
-_CHECK_EVERY = 16
 _READ = 1 << 18
 _DRAIN_S = 10.0
 _now = time.perf_counter_ns
@@ -39,6 +38,7 @@ class Job:
         path: gRPC: the method.
         rate: Requests a second of the open loop; 0 = closed loop.
         fixed: All good answers have the same length.
+        check_every: Of how many good answers the content is checked.
         mark: The server's, for its CPU; empty without.
     """
 
@@ -52,6 +52,7 @@ class Job:
     rate: float = 0.0
     seed: int = 1
     fixed: bool = True
+    check_every: int = 16
     mark: str = ""
 
     def to_json(self) -> str:
@@ -159,7 +160,7 @@ class Load:
             self.taken.add(now_ns - connection.began_ns)
             if self.job.fixed and connection.wire.size != self.size:
                 self._length(connection)
-            if self.statuses[200] % _CHECK_EVERY == 0:
+            if self.statuses[200] % self.job.check_every == 0:
                 self._check(connection)
         elif status == BROKEN:
             connection.close()
@@ -245,6 +246,7 @@ def run(job: Job) -> dict[str, Any]:
     if not job.rate:
         for link in links:
             link.send(start_ns)
+        idle.clear()
 
     def go(until: int) -> None:
         load.run_open(times, until, idle) if job.rate else load.run_closed(until)
@@ -257,7 +259,7 @@ def run(job: Job) -> dict[str, Any]:
     pids = members(job.mark) if job.mark else set()
     used_us = sum(value - before.get(pid, 0.0) for pid, value in cpu_us(pids).items())
     good, done = load.statuses[200], sum(load.statuses.values()) or 1
-    unanswered = drain(load, idle) if job.rate else 0
+    unanswered = drain(load, idle)
     return {
         "requests_per_s": round(good / wall_s, 1),
         "cpu_us": round(used_us / done, 2),
@@ -269,8 +271,8 @@ def run(job: Job) -> dict[str, Any]:
         "rss_mib": round(memory_mib(pids), 1),
         "processes": len(pids),
         "generator_cpu": round(own_s / wall_s, 3),
-        **({"late_p99_ms": round(load.late.quantile_ms(0.99), 4), "unsent": times.left, "unanswered": unanswered}
-           if job.rate else {}),
+        "unanswered": unanswered,
+        **({"late_p99_ms": round(load.late.quantile_ms(0.99), 4), "unsent": times.left} if job.rate else {}),
     }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -126,19 +127,7 @@ class Measurement:
         job = Job(port, requests, "http", "", max(8, 2 * self.batch), self.seconds, warmup_s, fixed=False, mark=mark)
         full = load(job)
         half = load(
-            Job(
-                port,
-                requests,
-                "http",
-                "",
-                _OPEN_CONNECTIONS,
-                2 * self.seconds,
-                warmup_s,
-                self.half_rate,
-                SEED,
-                False,
-                mark,
-            )
+            replace(job, connections=_OPEN_CONNECTIONS, seconds=2 * self.seconds, rate=self.half_rate, seed=SEED)
         )
         half["rate"] = self.half_rate
         bad = sum(n for row in (full, half) for status, n in row["answers"].items() if status != "200")
@@ -148,7 +137,7 @@ class Measurement:
 
     def ours(self) -> Row:
         """Measure ours."""
-        with model_pool(self.name, self.model, self.golden) as pool:
+        with model_pool(self.name, self.model, self.golden, self.batch) as pool:
             return self.server("ours", "binary", pool.http_port, pool.server.mark)
 
     def theirs(self, contender: Contender) -> Row:

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
-
+from orchestrator.bundle.golden import write_golden
+from orchestrator.bundle.oci import BundleParts, build_layout, unpack
+from orchestrator.core.digests import Digest
 from serving_bench.load import Job
 from serving_bench.payloads import OIP_PATH, every, small
 from serving_bench.server import ROOT, NotServed, Server, load
 
 sys.path.insert(0, str(ROOT))
-from tests.support.serving_site import DEVICE, ServingSite, generation, scale_bundle, write_bundle
+from tests.support.serving_site import DEVICE, ServingSite, generation, scale_bundle
 
+SERVE = {"schema": 1, "preprocess": None, "postprocess": None, "inputs": None, "outputs": None, "max_queue_delay_ms": 0,
+         "priority": None, "pinned": False, "share": 1.0, "isolation": "process", "files": []}  # fmt: skip
 ECHO = Path(__file__).parent / "servers" / "echo_replica.py"
 
 
@@ -83,13 +87,25 @@ def echo_pool(*, routers: int = 1, replicas: int = 1, batch_ms: float = 0, **set
         yield pool
 
 
-@contextmanager
-def model_pool(name: str, model: Path, golden: dict[str, np.ndarray[Any, Any]], **settings: Any) -> Generator[Pool]:
-    """Yield a pool whose agent serves this graph on onnx-cpu, as a deploy does."""
-    import onnx
+def _bundle(folder: Path, model: Path, golden: Mapping[str, Any], max_batch: int) -> tuple[Digest, Path]:
+    """Make a bundle whose recipe says `serve: {max_batch}`, and unpack it as a serve site does."""
+    (folder / "onnx").mkdir(parents=True)
+    shutil.copy(model, folder / "onnx" / "model.onnx")
+    inputs, outputs = ({name.removeprefix(kind): array for name, array in golden.items() if name.startswith(kind)}
+                       for kind in ("input/", "output/"))  # fmt: skip
+    write_golden(folder / "golden.safetensors", inputs, outputs)
+    (folder / "serve.json").write_text(json.dumps({**SERVE, "max_batch": max_batch}))
+    extra = {"serve.json": folder / "serve.json"}
+    parts = BundleParts(folder.name, folder / "onnx", folder / "golden.safetensors", {"name": folder.name}, extra=extra)
+    digest = Digest(build_layout(parts, folder / "layout"))
+    return digest, unpack(folder / "layout", folder / "bundles", expected=digest)
 
+
+@contextmanager
+def model_pool(name: str, model: Path, golden: Mapping[str, Any], max_batch: int, **settings: Any) -> Generator[Pool]:
+    """Yield a pool whose agent serves this graph on onnx-cpu, as a deploy does."""
     with _site(f"ours-{name}", 1, settings) as pool:
-        bundle = write_bundle(pool.server.folder / "made" / name, onnx.load(model), golden)
+        bundle = _bundle(pool.server.folder / "made" / name, model, golden, max_batch)
         pool.site.start_agent()
         pool.site.serve(name, generation(1, bundle), timeout_s=120)
         yield pool

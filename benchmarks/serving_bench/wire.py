@@ -118,7 +118,10 @@ class Grpc:
             size = buffer[at] << 16 | buffer[at + 1] << 8 | buffer[at + 2]
             if end - at < 9 + size:
                 break
-            found = self._frame(buffer[at + 3], buffer[at + 4], buffer[at + 9 : at + 9 + size]) or found
+            kind, stream = buffer[at + 3], int.from_bytes(buffer[at + 5 : at + 9])
+            if stream not in (0, self._stream) and kind in (_DATA, _HEADERS):
+                return BROKEN  # the answer to a call that was answered already
+            found = self._frame(kind, buffer[at + 4], buffer[at + 9 : at + 9 + size]) or found
             at += 9 + size
         self._buffer = buffer[at:]
         return found
