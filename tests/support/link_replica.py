@@ -1,20 +1,25 @@
-"""Replicas that are only their end of the link: an echo of every datatype without a model, and replicas that misbehave."""
+"""Replicas that are only their end of the link: an echo of every datatype without a model, and replicas that misbehave.
+
+`python link_replica.py LINK ENDPOINT DATATYPE` is such an echo as a process of its own.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from orchestrator.core.digests import sha256_bytes
 from orchestrator.serving.link import Frame, FrameReader, Kind, decode_tensors, encode, encode_tensors
+from orchestrator.serving.runtimes.api import REHEARSAL
 from orchestrator.serving.signature import Signature
 from orchestrator.serving.tensors import ITEM_BYTES, Dim, Tensor, TensorSpec
 from orchestrator.serving.wire import ReplicaHello, read_rows
-from support.serving_site import DEVICE
 
 DATATYPES = tuple(ITEM_BYTES)
 
@@ -63,7 +68,7 @@ class LinkReplica:
         self.answer, self.batches, self.refusals = answer, 0, list[str]()
         self._link, self._credit, self._again = str(link), credit, dial_again
         self._hello = ReplicaHello(
-            name or f"{endpoint}-{os.urandom(3).hex()}", os.getpid(), endpoint, bundle_of(endpoint), "onnx-cpu", DEVICE,
+            name or f"{endpoint}-{os.urandom(3).hex()}", os.getpid(), endpoint, bundle_of(endpoint), "onnx-cpu", REHEARSAL,
             Signature(inputs, outputs, max_batch),
         )  # fmt: skip
         self._stopping = threading.Event()
@@ -95,6 +100,10 @@ class LinkReplica:
                 elif frame.kind is Kind.BYE:
                     self.refusals.append(str(frame.head.get("reason")))
 
+    def wait(self) -> None:
+        """Serve until stopped."""
+        self._thread.join()
+
     def drop(self) -> None:
         """End the connection as a death does."""
         if self._socket is not None:
@@ -117,5 +126,17 @@ def row(endpoint: str, number: int = 1, weight: int = 100) -> dict[str, object]:
     """Return the generation's row of the routing table; nothing is at its path."""
     return {
         "generation": number, "bundle": bundle_of(endpoint), "path": f"/nowhere/{endpoint}", "runtime": "onnx-cpu",
-        "weight": weight, "state": "live", "device": DEVICE,
+        "weight": weight, "state": "live", "device": REHEARSAL,
     }  # fmt: skip
+
+
+def echo_process(link: Path | str, endpoint: str, datatype: str) -> subprocess.Popen[bytes]:
+    """Start an echo as a process of its own, which signals can hit."""
+    root = Path(__file__).parents[2]
+    return subprocess.Popen(
+        [sys.executable, __file__, str(link), endpoint, datatype], env={**os.environ, "PYTHONPATH": str(root)}
+    )
+
+
+if __name__ == "__main__":
+    LinkReplica(sys.argv[1], sys.argv[2], specs(sys.argv[3])).wait()

@@ -15,12 +15,12 @@ from typing import Any, TypeVar
 from orchestrator.serving.config import RouterSettings
 from orchestrator.serving.link import FrameReader, Kind, decode_tensors, encode
 from orchestrator.serving.router import Router
+from orchestrator.serving.runtimes.api import REHEARSAL
 from orchestrator.serving.signature import Signature
 from orchestrator.serving.table import RoutingTable
 from orchestrator.serving.tensors import TensorSpec
 from orchestrator.serving.wire import ReplicaHello, read_rows
 from support.link_replica import Answer, bundle_of, echo, row
-from support.serving_site import DEVICE
 
 _T = TypeVar("_T")
 _PATIENCE_S = 5.0
@@ -143,7 +143,13 @@ class MemoryRouter:
         protocol.connection_made(transport)  # pyright: ignore[reportArgumentType]
         outputs = tuple(TensorSpec(f"{spec.name}_out", spec.datatype, spec.dims) for spec in inputs)
         hello = ReplicaHello(
-            f"memory-{endpoint}", 1, endpoint, bundle_of(endpoint), "onnx-cpu", DEVICE, Signature(inputs, outputs, 32)
+            f"memory-{endpoint}",
+            1,
+            endpoint,
+            bundle_of(endpoint),
+            "onnx-cpu",
+            REHEARSAL,
+            Signature(inputs, outputs, 32),
         )
         protocol.data_received(encode(Kind.HELLO, hello.to_json()) + encode(Kind.CREDIT, {"credit": 4}))
         return protocol, transport
