@@ -19,6 +19,7 @@ class Readiness:
 
     Attributes:
         ready: Every agent of the pool, or as many as the endpoint takes, has a ready replica, and there is at least one.
+            In a lazy pool it is enough that each has loaded and checked the model once: it is `cold` until it is asked for.
         failure: The replica's own words when one has failed, else empty.
         text: One line for people who wait.
     """
@@ -45,8 +46,10 @@ def readiness(status: Mapping[str, Any], generation: Generation, version: int, s
     for replica in replicas:
         if replica.get("state") == "failed" and int(replica.get("restarts", 0)) >= _RESTARTS:
             return Readiness(False, _failure(replica), "a replica failed")
-    ready = sum(replica.get("state") == "ready" and replica.get("stage", "model") == "model" for replica in replicas)
-    reachable = counters(status, generation).get("ready", 0)
+    models = [replica for replica in replicas if replica.get("stage", "model") == "model"]
+    ready = sum(replica.get("state") == "ready" or replica.get("proven") is True for replica in models)
+    found = counters(status, generation)
+    reachable = found.get("ready", 0) + found.get("cold", 0)
     wanted = len(agents) if slots is None else min(slots, len(agents))
     text = f"{min(ready, reachable)} of {wanted} replicas ready in pool {generation.pool!r}"
     return Readiness(len(current) == len(agents) and min(ready, reachable) >= wanted, "", text)

@@ -79,7 +79,7 @@ class RouterAdmin:
         while True:
             status = self.status()
             row = _row(status, endpoint, generation)
-            if row["ready"]:
+            if row["ready"] or row.get("cold"):
                 return row
             report = _report(status, row)
             if report is not None and report["state"] == "failed" and report["restarts"] > 1:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 
+from orchestrator.serving.chain import Chain
 from orchestrator.serving.dispatch import Dispatcher
 from orchestrator.serving.errors import RequestError
 from orchestrator.serving.lanes import Caller, Lane, Request
-from orchestrator.serving.oip import InferRequest
+from orchestrator.serving.oip import LAST, InferRequest
 from orchestrator.serving.record import Recorder
 from orchestrator.serving.routes import Place, signature_of
 from orchestrator.serving.signature import fit
@@ -36,13 +37,19 @@ class Admission:
         lane: Lane | None = None
         try:
             lane = place[0].choose(place[1])
+            if lane.signature is None:
+                self._dispatcher.check_room(lane, arrived)
             fitted = fit(asked, signature_of(lane))
             timeout_s = min(self._timeout_s, patience_s)
             if asked.timeout_us is not None:
                 timeout_s = min(timeout_s, asked.timeout_us / 1e6)
             deadline = arrived + timeout_s
-            request = Request(caller, lane, fitted, asked.id, arrived, deadline, synthetic, asked.priority)
-            self._dispatcher.submit(request)
+            priority = lane.settings.priority if asked.priority == LAST else asked.priority
+            request = Request(caller, lane, fitted, asked.id, arrived, deadline, synthetic, priority)
+            if lane.chained:
+                Chain(caller, request, self._dispatcher, self._recorder).start()
+            else:
+                self._dispatcher.submit(request)
         except RequestError as error:
             self.refuse(caller, place, lane, error, arrived, synthetic)
 

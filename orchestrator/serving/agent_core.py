@@ -20,16 +20,18 @@ from orchestrator.core.files import private_folder
 from orchestrator.serving.config import AgentSettings
 from orchestrator.serving.device_figures import DevicePoll
 from orchestrator.serving.link import FrameReader, Kind, LinkError, encode
+from orchestrator.serving.residents import Residents
 from orchestrator.serving.runtimes.api import REHEARSAL
 from orchestrator.serving.start import start
-from orchestrator.serving.supervise import Supervised
-from orchestrator.serving.wire import AgentHello, Placement, read_placements
+from orchestrator.serving.wire import AgentHello, read_build, read_elsewhere, read_placements
 
 _log: Final = logging.getLogger("orchestrator.serving.agent")
 _FIRST_DELAY_S: Final = 0.05
 _MAX_DELAY_S: Final = 1.0
 _SLOT_POLL_S: Final = 0.2
 _READ_BYTES: Final = 1 << 16
+_REPORT_S: Final = 0.01
+"""Changes within this time are one report."""
 
 
 class AgentCore:
@@ -38,9 +40,8 @@ class AgentCore:
     def __init__(self, settings: AgentSettings) -> None:
         self._settings = settings
         self._state = Path(settings.state)
-        self._replicas: dict[tuple[str, str, str], Supervised] = {}
         self._version = 0
-        self._changed = asyncio.Event()
+        self._bells: set[asyncio.Event] = set()
         self._figures = DevicePoll()
         self.slot = -1
 
@@ -51,23 +52,27 @@ class AgentCore:
         if lock is None:
             return
         with lock:
-            dialing = asyncio.create_task(self._dial_forever())
+            self._residents = Residents(self._settings, f"{self._settings.pool}-{self.slot}", self._ring)
+            loading = asyncio.create_task(self._residents.run())
+            dialing = asyncio.create_task(self._dial_all())
             waiting = asyncio.create_task(stop.wait())
             polling = asyncio.create_task(self._poll_device())
-            await asyncio.wait({dialing, waiting}, return_when=asyncio.FIRST_COMPLETED)
-            waiting.cancel()
-            polling.cancel()
-            dialing.cancel()
-            await asyncio.gather(
-                dialing, waiting, polling, *(r.end() for r in self._replicas.values()), return_exceptions=True
-            )
-            if dialing.done() and not dialing.cancelled() and (error := dialing.exception()) is not None:
-                raise error
+            await asyncio.wait({dialing, waiting, loading}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (waiting, polling, dialing, loading):
+                task.cancel()
+            await asyncio.gather(dialing, waiting, polling, loading, self._residents.end(), return_exceptions=True)
+            for task in (dialing, loading):
+                if not task.cancelled() and (error := task.exception()) is not None:
+                    raise error
 
     async def _poll_device(self) -> None:
         """A rehearsal has no device to ask."""
         if self._settings.device != REHEARSAL:
-            await self._figures.run(self._changed.set)
+            await self._figures.run(self._ring)
+
+    def _ring(self) -> None:
+        for bell in self._bells:
+            bell.set()
 
     async def _take_slot(self, stop: asyncio.Event) -> TextIO | None:
         """Return the held lock of the first free slot: two agents never hold one device, even while Serve replaces one by the other."""
@@ -89,11 +94,16 @@ class AgentCore:
                 await asyncio.wait_for(stop.wait(), _SLOT_POLL_S)
         return None
 
-    async def _dial_forever(self) -> None:
+    async def _dial_all(self) -> None:
+        """The first router places models; every router learns what there is, and may wake a model."""
+        links = dict.fromkeys((self._settings.link, *self._settings.links))
+        await asyncio.gather(*(self._dial_forever(link) for link in links))
+
+    async def _dial_forever(self, link: str) -> None:
         delay_s = _FIRST_DELAY_S
         while True:
             try:
-                reader, writer = await asyncio.open_unix_connection(self._settings.link)
+                reader, writer = await asyncio.open_unix_connection(link)
             except OSError:
                 await asyncio.sleep(delay_s)
                 delay_s = min(delay_s * 2, _MAX_DELAY_S)
@@ -101,7 +111,7 @@ class AgentCore:
             delay_s = _FIRST_DELAY_S
             reporting = asyncio.create_task(self._report_forever(writer))
             try:
-                await self._listen(reader)
+                await self._listen(reader, leads=link == self._settings.link)
             except (OSError, LinkError) as error:
                 _log.warning("link ended: %s", error)
             finally:
@@ -111,52 +121,36 @@ class AgentCore:
 
     async def _report_forever(self, writer: asyncio.StreamWriter) -> None:
         settings = self._settings
-        hello = AgentHello(settings.pool, self.slot, settings.device, os.getpid(), socket.gethostname())
+        soc = settings.socs.get(str(self.slot), "")
+        hello = AgentHello(settings.pool, self.slot, settings.device, os.getpid(), socket.gethostname(), soc)
         writer.write(encode(Kind.HELLO, hello.to_json()))
-        with contextlib.suppress(OSError):
+        bell = asyncio.Event()
+        self._bells.add(bell)
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            stack.callback(self._bells.discard, bell)
             while True:
-                self._changed.clear()
-                rows = [replica.report().to_json() for replica in self._replicas.values()]
+                bell.clear()
+                rows = [report.to_json() for report in self._residents.reports()]
                 writer.write(encode(Kind.REPORT, {"version": self._version, "replicas": rows, **self._figures.head()}))
                 await writer.drain()
-                await self._changed.wait()
+                await asyncio.sleep(_REPORT_S)
+                await bell.wait()
 
-    async def _listen(self, reader: asyncio.StreamReader) -> None:
+    async def _listen(self, reader: asyncio.StreamReader, *, leads: bool) -> None:
         frames = FrameReader()
         while data := await reader.read(_READ_BYTES):
             for frame in frames.feed(data):
-                if frame.kind is Kind.PLACEMENTS:
+                if frame.kind is Kind.PLACEMENTS and leads:
                     version, placements = read_placements(frame)
-                    self._place(version, placements)
+                    self._residents.place(placements, read_elsewhere(frame))
+                    self._version = version
+                    self._ring()
+                elif frame.kind is Kind.WAKE:
+                    self._residents.wake(read_build(frame))
+                elif frame.kind is Kind.UNLOAD:
+                    self._residents.unload(read_build(frame))
                 elif frame.kind is Kind.BYE:
                     _log.warning("the router says bye: %s", frame.head.get("reason"))
-
-    def _place(self, version: int, placements: list[Placement]) -> None:
-        """Start what is new; what has gone is drained by the router and ends by itself, or is ended later."""
-        wanted = {(p.endpoint, *p.build): p for p in placements}
-        for key, placement in wanted.items():
-            replica = self._replicas.get(key)
-            if replica is None:
-                self._replicas[key] = Supervised(
-                    placement,
-                    name=f"{self._settings.pool}-{self.slot}",
-                    settings=self._settings,
-                    changed=self._changed.set,
-                    gone=self._forget,
-                )
-            else:
-                replica.want(placement)
-        for key, replica in self._replicas.items():
-            if key not in wanted:
-                replica.retire()
-        self._version = version
-        self._changed.set()
-
-    def _forget(self, replica: Supervised) -> None:
-        key = (replica.placement.endpoint, *replica.placement.build)
-        if self._replicas.get(key) is replica:
-            del self._replicas[key]
-        self._changed.set()
 
 
 async def _main(settings: AgentSettings) -> None:

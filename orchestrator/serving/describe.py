@@ -87,10 +87,10 @@ def index(routes: Routes, *, ready: bool) -> list[dict[str, str]]:
     rows: list[dict[str, str]] = []
     for route in routes.endpoints.values():
         for lane in _lanes(route):
-            if lane.replicas:
+            if lane.ready:
                 rows.append({"name": route.name, "version": lane.version, "state": "READY", "reason": ""})
             elif not ready:
-                reason = "no replica is ready"
+                reason = "not loaded: the next request loads it" if lane.cold else "no replica is ready"
                 rows.append({"name": route.name, "version": lane.version, "state": "UNAVAILABLE", "reason": reason})
     return rows
 

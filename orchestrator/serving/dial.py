@@ -29,9 +29,10 @@ class Link:
         due: When to dial, monotonic seconds.
         up: Whether it is connected.
         draining: Whether the router has asked us to end.
+        asked: Whether we have asked it for that.
     """
 
-    __slots__ = ("_delay_s", "draining", "due", "path", "reader", "socket", "up")
+    __slots__ = ("_delay_s", "asked", "draining", "due", "path", "reader", "socket", "up")
 
     def __init__(self, path: str, due: float = 0.0) -> None:
         self.path = path
@@ -40,7 +41,7 @@ class Link:
         self.socket = socket.socket()
         self.socket.close()
         self.reader = FrameReader()
-        self.up = self.draining = False
+        self.up = self.draining = self.asked = False
 
     def dial(self, greeting: bytes) -> bool:
         """Try to connect and say hello; where that fails, it is `due` again a little later."""
@@ -122,6 +123,14 @@ class Links:
     def pause(self, seconds: float) -> None:
         """Sleep until something arrives, at most `seconds`."""
         select.select([link.socket for link in self._by_file.values()], [], [], seconds)
+
+    def ask_drain(self) -> None:
+        """Ask every router, once, to send nothing more: each answers with drain, behind what it has sent already."""
+        for link in self.up:
+            if not link.asked:
+                link.asked = True
+                with contextlib.suppress(OSError):
+                    link.send([encode(Kind.DRAIN, {})])
 
     def end(self, link: Link, reason: str = "", delay_s: float = _FIRST_DELAY_S) -> None:
         """Close a connection; its router is dialled again after `delay_s`."""

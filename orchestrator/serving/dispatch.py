@@ -11,13 +11,26 @@ from orchestrator.serving.fairness import Slot, due, wait_s
 from orchestrator.serving.framing import encode_batch, pieces_of
 from orchestrator.serving.lanes import Batch, Lane, Replica, Request
 from orchestrator.serving.link import Frame, Kind, LinkError, decode_tensors, encode
-from orchestrator.serving.queueing import enqueue, take_batch, take_useless
+from orchestrator.serving.queueing import enqueue, take_batch
 from orchestrator.serving.record import Recorder
-from orchestrator.serving.refusals import no_replica, no_use, queue_full, replicas_lost, too_late
+from orchestrator.serving.refusals import (
+    cannot_load,
+    no_replica,
+    no_use,
+    overdue,
+    queue_full,
+    refuse_stuck,
+    replicas_lost,
+    too_late,
+)
+from orchestrator.serving.serve_settings import MODEL
 from orchestrator.serving.tensors import Tensor
+from orchestrator.serving.waking import Waking
 from orchestrator.serving.wire import read_statuses
 
 _MAX_ATTEMPTS: Final = 2
+_ROUNDING_S: Final = 1e-6
+"""Of sums of times; a delay that is over by less may not have been seen to be over."""
 
 
 class Dispatcher:
@@ -51,6 +64,7 @@ class Dispatcher:
         self._fresh: dict[Lane, float] = {}
         self._number = 0
         self.lanes: list[Lane] = []
+        self.waking: Waking | None = None
 
     # --- requests ---
 
@@ -65,14 +79,39 @@ class Dispatcher:
             self._pump_lane(lane, request.arrived)
         if len(lane.queue) >= self._queue_limit:
             raise queue_full(lane, request.arrived)
-        if not lane.replicas and request.arrived - lane.lonely_since > self._replica_grace_s:
-            raise no_replica(lane)
+        if not lane.replicas:
+            self._check_lonely(lane, request.arrived)
         enqueue(lane.queue, request)
         if lane.delay_s:
             self._wait(lane, request.arrived)
         if not self._fresh:
             self._soon(self._pump_fresh)
         self._fresh[lane] = request.arrived
+
+    def check_room(self, lane: Lane, now: float) -> None:
+        """Look whether a request that reaches this lane later will be taken; what is on its way to it counts.
+
+        Raises:
+            RequestError: As `submit`.
+        """
+        if len(lane.queue) + lane.expected >= self._queue_limit:
+            raise queue_full(lane, now)
+        if not lane.replicas:
+            self._check_lonely(lane, now)
+
+    def _check_lonely(self, lane: Lane, now: float) -> None:
+        if lane.lazy and self.waking is not None:
+            self.waking.attend(lane, now)
+            refuse_stuck(lane, now)
+        elif now - lane.lonely_since > self._replica_grace_s:
+            raise no_replica(lane)
+
+    def agent_reported(self, now: float) -> None:
+        """Take in what agents say of their models: who waits for one that cannot be loaded is answered."""
+        if self.waking is not None:
+            for lane in self.waking.reported(now):
+                while lane.queue:
+                    self._fail(lane.queue.popleft(), cannot_load(lane, now), now)
 
     def _pump_fresh(self) -> None:
         fresh, self._fresh = self._fresh, {}
@@ -90,6 +129,8 @@ class Dispatcher:
         compute_us: int = 0,
     ) -> None:
         lane, queue_s, total_s = request.lane, (request.sent or now) - request.arrived, now - request.arrived
+        if lane.chained and lane.stage == MODEL:
+            return  # the chain records the whole
         lane.statistics.ended(
             ok=status == 200, rows=request.fitted.rows, queue_s=queue_s, compute_us=compute_us, total_s=total_s
         )
@@ -105,6 +146,7 @@ class Dispatcher:
             total_s=total_s,
             synthetic=request.synthetic,
             caller=request.caller,
+            stage=lane.stage,
         )
 
     def _fail(self, request: Request, error: RequestError, now: float, replica: str = "") -> None:
@@ -145,9 +187,10 @@ class Dispatcher:
 
     def _waited(self, lane: Lane) -> None:
         lane.timed = False
-        self._pump_lane(lane, self._clock())
-        if lane.queue and wait_s(lane, self._clock()) > 0:
-            self._wait(lane, self._clock())
+        now = self._clock()  # once: between two looks a delay may end that neither sees
+        self._pump_lane(lane, now)
+        if lane.queue and wait_s(lane, now) > -_ROUNDING_S:
+            self._wait(lane, now)
 
     def _send_batch(self, replica: Replica, lane: Lane, now: float) -> None:
         requests, dropped = take_batch(lane.queue, replica.most_rows(lane), now)
@@ -191,7 +234,10 @@ class Dispatcher:
         replica.slot.free += 1
         replica.slot.settle(batch, replica.endpoint, statuses.compute_us)
         rows = sum(batch.rows)
-        batch.requests[0].lane.statistics.executed(rows, statuses.compute_us)
+        lane = batch.requests[0].lane
+        if lane.generation.builds:
+            lane.wear(replica)
+        lane.statistics.executed(rows, statuses.compute_us)
         self._recorder.batch(replica, batch, statuses, len(frame.body))
         for request, error in zip(batch.requests, statuses.errors, strict=True):
             request.lane.in_flight -= 1
@@ -208,6 +254,8 @@ class Dispatcher:
         if caller.done:
             return
         gone = caller.gone
+        if request.lane.chained:
+            request.ran = (replica, rows, compute_us)
         try:
             caller.answer(request, outputs)
         except RequestError as error:
@@ -215,6 +263,12 @@ class Dispatcher:
             return
         status, kind = (499, "client_gone") if gone else (200, "")
         self._finish(request, status, kind, now, replica, rows, compute_us)
+
+    def leaves(self, replica: Replica) -> None:
+        """The replica wants nothing more: its drain frame follows what was sent to it already."""
+        if not replica.draining:
+            replica.draining = True
+            replica.send([encode(Kind.DRAIN, {})])
 
     def credit(self, replica: Replica, more: int, now: float) -> None:
         """The replica can take this many batches more."""
@@ -250,15 +304,16 @@ class Dispatcher:
         Raises:
             LinkError: Not in the table, another device than the table says, or another signature than its siblings'.
         """
-        lanes = [x for x in self.lanes if x.endpoint == replica.endpoint and x.generation.build == replica.build]
+        lanes = [lane for lane in self.lanes if lane.takes(replica)]
         if not any(not lane.retired for lane in lanes):
             raise LinkError(f"endpoint {replica.endpoint} with bundle {replica.bundle} is not in the table")
         for lane in lanes:
-            if lane.generation.device != replica.device:
+            if not lane.fits(replica.device, replica.build):
                 raise LinkError(
                     f"the table wants device {lane.generation.device!r}, the replica runs on {replica.device!r}"
                 )
-            if lane.signature is not None and lane.signature != replica.signature:
+            known = lane.signature if lane.replicas or not lane.lazy else None
+            if known is not None and not known.is_like(replica.signature, mixed=bool(lane.generation.builds)):
                 raise LinkError("the replica's inputs and outputs differ from those of its siblings")
         if replica.slot.name:
             replica.slot = self._slots.setdefault(replica.slot.name, replica.slot)
@@ -280,11 +335,10 @@ class Dispatcher:
     def sweep(self, now: float) -> None:
         """Answer 504 and 503 where it is due, and let go of retired lanes; call this every 50 ms or so."""
         for lane in list(self.lanes):
-            for request in take_useless(lane.queue, now):
-                self._fail(request, no_use(request), now)
-            lonely = not lane.replicas and (lane.retired or now - lane.lonely_since > self._replica_grace_s)
-            while lonely and lane.queue:
-                self._fail(lane.queue.popleft(), no_replica(lane), now)
+            for request, error in overdue(lane, now, self._replica_grace_s):
+                self._fail(request, error, now)
+            if lane.queue and lane.lazy and self.waking is not None:
+                self.waking.attend(lane, now)
             lane.pace.sample(now, lane.statistics.succeeded, len(lane.queue))
             if lane.retired and not lane.busy:
                 self._release(lane)
@@ -308,7 +362,8 @@ class Dispatcher:
 def attach(replica: Replica, lane: Lane) -> None:
     """Let the replica serve the lane."""
     lane.replicas.append(replica)
-    lane.signature = replica.signature
+    if lane.signature is None or not lane.generation.builds or replica.signature.max_batch < lane.signature.max_batch:
+        lane.signature = replica.signature
     replica.lanes.append(lane)
 
 

@@ -33,6 +33,8 @@ class Kind(IntEnum):
     REPLY = 6
     DRAIN = 7
     BYE = 8
+    WAKE = 9
+    UNLOAD = 10
 
 
 _KINDS: Final[Mapping[int, Kind]] = {int(kind): kind for kind in Kind}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, cast
 
 from orchestrator.serving.device_figures import Received, read_figures
@@ -75,6 +75,7 @@ class LinkConnection(asyncio.Protocol):
         self.agent_version = 0
         self.reports: Sequence[ReplicaReport] = ()
         self.figures: Received | None = None
+        self.wakes = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the event loop."""
@@ -95,6 +96,8 @@ class LinkConnection(asyncio.Protocol):
         """Called by the event loop."""
         self._server.agents.discard(self)
         if self.agent is not None:
+            self._server.dispatcher.agent_reported(time.monotonic())
+        if self.agent is not None:
             self._server.agents_changed(self.agent.pool)
         if self.replica is not None:
             replica, self.replica = self.replica, None
@@ -109,6 +112,10 @@ class LinkConnection(asyncio.Protocol):
         elif self.agent is not None and frame.kind is Kind.REPORT:
             self.agent_version, self.reports = read_report(frame)
             self.figures = read_figures(frame)
+            self.wakes = 0
+            self._server.dispatcher.agent_reported(now)
+        elif replica is not None and frame.kind is Kind.DRAIN:
+            self._server.dispatcher.leaves(replica)
         elif frame.kind is Kind.HELLO and replica is None and self.agent is None:
             self._hello(read_hello(frame), now)
         elif frame.kind is Kind.BYE:
@@ -134,16 +141,23 @@ class LinkConnection(asyncio.Protocol):
             hello.signature,
             self._send,
             variant=hello.variant,
+            stage=hello.stage,
             slot=Slot(hello.slot),
             depth=hello.depth,
             gears=rows_by_shape(hello.buckets, hello.signature),
         )
         self._server.dispatcher.register(replica, now)
         self.replica = replica
+        if hello.load == "lazy" and self._server.dispatcher.waking is not None:
+            self._server.dispatcher.waking.remember(replica)
 
     def _send(self, pieces: Sequence[Buffer]) -> None:
         if not self._transport.is_closing():
             self._transport.writelines(pieces)
+
+    def tell(self, kind: Kind, head: Mapping[str, object]) -> None:
+        """Send the agent a frame without a body."""
+        self._send([encode(kind, head)])
 
     def send_placements(self) -> None:
         """Send what the agent's pool must run."""

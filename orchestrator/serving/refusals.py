@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 from orchestrator.serving.errors import RequestError
 from orchestrator.serving.lanes import Lane, Request
+from orchestrator.serving.queueing import take_useless
 
 
 def queue_full(lane: Lane, now: float) -> RequestError:
@@ -34,3 +38,43 @@ def no_use(request: Request) -> RequestError:
 def too_late() -> RequestError:
     """Return the error of a request whose deadline has passed."""
     return RequestError("the request was not answered in time", status=504, kind="timeout")
+
+
+def is_loading(lane: Lane, now: float) -> RequestError:
+    """Return the error of a request that has waited long for its model to be loaded."""
+    text = f"generation {lane.version} of {lane.endpoint} is being loaded"
+    again_s = max(1, math.ceil(lane.load_s - (now - lane.woken_at)))
+    return RequestError(text, status=503, kind="loading", retry_after_s=again_s)
+
+
+def cannot_load(lane: Lane, now: float) -> RequestError:
+    """Return the error of a model that could not be loaded."""
+    text = f"generation {lane.version} of {lane.endpoint} cannot be loaded: {lane.trouble.partition(chr(10))[0]}"
+    again_s = max(1, math.ceil(lane.blocked_until - now))
+    return RequestError(text, status=503, kind="no_replica", retry_after_s=again_s)
+
+
+def refuse_stuck(lane: Lane, now: float) -> None:
+    """Refuse a request whose model could not be loaded, while it is too early to try again.
+
+    Raises:
+        RequestError: 503 with the reason.
+    """
+    if lane.trouble and now < lane.blocked_until:
+        raise cannot_load(lane, now)
+
+
+def overdue(lane: Lane, now: float, grace_s: float) -> Iterator[tuple[Request, RequestError]]:
+    """Take out of the queue what nobody waits for, what is too late, and what no replica will come for."""
+    for request in take_useless(lane.queue, now):
+        yield request, no_use(request)
+    if lane.replicas or not lane.queue:
+        return
+    if lane.retired or (not lane.lazy and now - lane.lonely_since > grace_s):
+        while lane.queue:
+            yield lane.queue.popleft(), no_replica(lane)
+    elif lane.lazy:
+        late = [request for request in lane.queue if now - request.arrived > grace_s]
+        for request in late:
+            lane.queue.remove(request)
+            yield request, is_loading(lane, now)

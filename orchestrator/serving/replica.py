@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import orjson
 
@@ -29,9 +29,11 @@ from orchestrator.serving.config import ReplicaSettings, read_settings
 from orchestrator.serving.dial import Link, Links
 from orchestrator.serving.golden import self_check
 from orchestrator.serving.link import Frame, Kind, decode_tensors, encode
-from orchestrator.serving.runtimes.api import ExecutionFailed, InputRejected, Job, Session, runtime
+from orchestrator.serving.runtimes.api import ExecutionFailed, InputRejected, Job, Session, Stage, runtime
 from orchestrator.serving.runtimes.headroom import check_host
+from orchestrator.serving.serve_settings import MODEL, SERVE_FOLDER
 from orchestrator.serving.signature import Signature
+from orchestrator.serving.stages import check_stage
 from orchestrator.serving.warm import warm_up
 from orchestrator.serving.wire import ReplicaHello, read_rows
 
@@ -42,6 +44,7 @@ _POLL_S, _MAX_POLL_S, _POLL_SHARE = 0.0001, 0.002, 0.02
 """Between two looks at a device that is busy, least and most, and as a share of the time that its batch takes already: pyACL
 has no descriptor that becomes readable.
 """
+_USED_NS: Final = 250_000_000
 _REFUSED_S: Final = 1.0
 """A router that does not want us now may want us after its next table."""
 
@@ -60,7 +63,8 @@ class ReplicaProcess:
     def __init__(self, settings: ReplicaSettings) -> None:
         self._settings = settings
         self._waiting = self._stopping = False
-        self._free_since_ns = 0
+        self._links: Links | None = None
+        self._free_since_ns = self._told_ns = 0
 
     def run(self) -> None:
         """Load, check, then serve.
@@ -86,6 +90,11 @@ class ReplicaProcess:
             session.device,
             signature,
             settings.variant,
+            settings.slot if settings.stage == MODEL else "",  # a stage takes nothing of the device
+            session.depth,
+            session.buckets,
+            settings.stage,
+            settings.load,
         )
         with contextlib.suppress(_Stopped):
             self._serve(session, hello)
@@ -96,14 +105,18 @@ class ReplicaProcess:
         settings, variant = self._settings, self._variant()
         folder = bundle if variant is None else variant.folder
         work = private_folder(Path(settings.work)) if settings.work else Path(tempfile.mkdtemp(prefix="orc-replica-"))
-        check_host(folder)
+        check_host(folder if settings.stage == MODEL else bundle / SERVE_FOLDER)
         # A device that hangs while it loads or warms up holds the interpreter too: only the kernel can end this process.
         signal.setitimer(signal.ITIMER_REAL, settings.load_s)
-        session = runtime(settings.runtime).load(Job(folder, settings.device, work, variant, settings.tools))
+        stage = cast("Stage", settings.stage)
+        session = runtime(settings.runtime).load(Job(folder, settings.device, work, variant, settings.tools, stage))
         try:
-            golden = read_golden(bundle / GOLDEN_FILE)
-            warm_up(session, golden)
-            max_batch = self_check(session, golden, rounded=variant is not None)
+            if stage != MODEL:
+                max_batch = check_stage(session, bundle, stage)
+            else:
+                golden = read_golden(bundle / GOLDEN_FILE)
+                warm_up(session, golden)
+                max_batch = self_check(session, golden, rounded=variant is not None)
         except BaseException:
             session.close()
             raise
@@ -117,7 +130,7 @@ class ReplicaProcess:
             IntegrityError: It is another one than the table says, or belongs to another bundle.
         """
         settings = self._settings
-        if not settings.variant:
+        if not settings.variant or settings.stage != MODEL:
             return None
         from orchestrator.bundle.variant import read_variant
 
@@ -135,12 +148,20 @@ class ReplicaProcess:
     def _on_term(self, _number: int, _frame: object) -> None:
         self._stopping = True
         if self._waiting:
-            raise _Stopped
+            if self._links is None or not self._links.up:
+                raise _Stopped
+            self._links.ask_drain()  # what the kernel holds already is still answered
 
     def _tell(self, state: str, error: str = "", *, device: bool = False) -> None:
         if self._settings.status_fd:
             row = {"state": state, "error": error, "device": device}
             os.write(self._settings.status_fd, orjson.dumps(row) + b"\n")
+
+    def _tell_used(self) -> None:
+        """The agent unloads what was used longest ago."""
+        self._told_ns = self._free_since_ns
+        if self._settings.status_fd and self._settings.load == "lazy":
+            os.write(self._settings.status_fd, b'{"used": true}\n')
 
     def fail(self, error: OrchestratorError) -> None:
         """Tell the agent why this replica ends."""
@@ -149,10 +170,10 @@ class ReplicaProcess:
     def _serve(self, session: Session, hello: ReplicaHello) -> None:
         """Compute what any router of the site sends, until every one of them has drained us."""
         greeting = encode(Kind.HELLO, hello.to_json()) + encode(Kind.CREDIT, {"credit": session.depth})
-        links = Links((self._settings.link, *self._settings.links), greeting)
+        links = self._links = Links((self._settings.link, *self._settings.links), greeting)
         waiting, works = deque[tuple[Link, Frame]](), deque[tuple[Link, Work]]()
         told = False
-        while works or waiting or not (links.over or self._stopping):
+        while works or waiting or not (links.over or (self._stopping and not links.up)):
             frames = self._read(links, wait=not works and not waiting)
             if not told and links.up:
                 told = True
@@ -176,7 +197,7 @@ class ReplicaProcess:
             link.draining = True
         elif frame is not None and frame.kind is Kind.BYE:
             links.end(link, delay_s=_REFUSED_S)
-            if not links.up:
+            if not links.up and not self._stopping:
                 raise _Refused(f"the router refuses this replica: {frame.head.get('reason')}")
 
     def _begin(
@@ -191,7 +212,7 @@ class ReplicaProcess:
 
     def _end_drained(self, links: Links, waiting: deque[tuple[Link, Frame]], works: deque[tuple[Link, Work]]) -> None:
         """Say bye to a router that has drained us; while others have not, it may want us again."""
-        if any(link.draining for link in links.up) and not links.over:
+        if any(link.draining for link in links.up) and not links.over and not self._stopping:
             busy = {link for link, _ in (*waiting, *works)}
             for link in [link for link in links.up if link.draining and link not in busy]:
                 links.end(link, "drained", delay_s=_REFUSED_S)
@@ -213,6 +234,8 @@ class ReplicaProcess:
                 link.send(answer)
             except OSError:
                 links.end(link)
+            if self._free_since_ns - self._told_ns > _USED_NS:
+                self._tell_used()
         else:
             # Its router is gone and gives what we hold to others: only let the device finish.
             with contextlib.suppress(InputRejected, ExecutionFailed):
@@ -227,6 +250,8 @@ class ReplicaProcess:
 
     def _read(self, links: Links, *, wait: bool) -> Sequence[tuple[Link, Frame | None]]:
         self._waiting = wait
+        if self._stopping:
+            links.ask_drain()
         try:
             return links.read(wait=wait)
         finally:

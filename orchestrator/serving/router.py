@@ -36,6 +36,7 @@ from orchestrator.serving.record import Recorder
 from orchestrator.serving.routes import Routes
 from orchestrator.serving.start import start
 from orchestrator.serving.table import EMPTY, RoutingTable
+from orchestrator.serving.waking import Waking
 
 _log: Final = logging.getLogger("orchestrator.serving.router")
 _SWEEP_S: Final = 0.05
@@ -60,6 +61,9 @@ class Router:
         )
         self.routes = Routes(self.dispatcher)
         self.links = LinkServer(self.dispatcher)
+        self.dispatcher.waking = Waking(
+            self.links.agents, self.dispatcher.lanes, Path(settings.state) / "signatures.json"
+        )
         self.admission = Admission(self.dispatcher, self.recorder, settings.request_timeout_s)
         limits = Limits()
         self.front = Front(self.routes, self.admission, limits, settings.compat)

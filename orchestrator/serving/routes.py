@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from orchestrator.core.errors import IntegrityError
+from orchestrator.serving.chain import client_signature
 from orchestrator.serving.dispatch import Dispatcher, attach
 from orchestrator.serving.errors import RequestError
 from orchestrator.serving.lanes import Lane
@@ -59,7 +60,7 @@ class EndpointRoute:
             lanes = [self.lanes[generation]] if generation in self.lanes else []
         else:
             lanes = [lane for lane in self.lanes.values() if lane.generation.weight]
-        return bool(lanes) and all(lane.replicas for lane in lanes)
+        return bool(lanes) and all(lane.ready or lane.cold for lane in lanes)
 
 
 Place = tuple[EndpointRoute, int | None]
@@ -67,11 +68,13 @@ Place = tuple[EndpointRoute, int | None]
 
 
 def signature_of(lane: Lane) -> Signature:
-    """Return what the lane's model takes.
+    """Return what clients of the generation send and get.
 
     Raises:
         RequestError: 503 while no replica has said so.
     """
+    if lane.chained:
+        return client_signature(lane)
     if lane.signature is None:
         raise no_replica(lane)
     return lane.signature
@@ -91,7 +94,8 @@ class Routes:
         self.endpoints = {}
         for name, endpoint in table.endpoints.items():
             self.endpoints[name] = self._route(endpoint, old.get(name), table.version, now)
-        kept = {id(lane) for route in self.endpoints.values() for lane in route.lanes.values()}
+        models = [lane for route in self.endpoints.values() for lane in route.lanes.values()]
+        kept = {id(lane) for model in models for lane in model.stages}
         for lane in self._dispatcher.lanes:
             lane.retired = id(lane) not in kept
         self.table = table
@@ -101,27 +105,36 @@ class Routes:
         lanes: dict[int, Lane] = {}
         for generation in endpoint.generations:
             lane = old.lanes.get(generation.generation) if old else None
-            same = lane is not None and lane.generation.build == generation.build
-            if lane is not None and same and lane.generation.device == generation.device:
-                lane.generation = generation
+            if lane is not None and _same(lane.generation, generation):
+                for stage in lane.stages:
+                    stage.update(generation)
             else:
-                lane = self._new_lane(
-                    endpoint.name, Lane(endpoint.name, generation, now, settings=_settings(generation))
-                )
+                lane = self._new_lane(endpoint.name, generation, now)
             lanes[generation.generation] = lane
         weights = {g.generation: g.weight for g in endpoint.generations if g.weight}
         if old is not None and old.splitter.weights == weights:
             return EndpointRoute(endpoint.name, lanes, old.splitter)
         return EndpointRoute(endpoint.name, lanes, Splitter(weights, f"{endpoint.name}:{version}"))
 
-    def _new_lane(self, name: str, lane: Lane) -> Lane:
-        """A replica that already runs the bundle serves the new generation as well."""
-        for replica in self._dispatcher.replicas():
-            fits = replica.endpoint == name and replica.build == lane.generation.build
-            if fits and replica.device == lane.generation.device and not replica.draining:
-                attach(replica, lane)
-        self._dispatcher.lanes.append(lane)
-        return lane
+    def _new_lane(self, name: str, generation: Generation, now: float) -> Lane:
+        """Return the lane of a generation, with those of its stages.
+
+        A replica that already runs the bundle serves the new generation as well.
+        """
+        settings = _settings(generation)
+        model = Lane(name, generation, now, settings=settings, chained=len(settings.stages) > 1)
+        if settings.preprocess:
+            model.before = Lane(name, generation, now, stage="preprocess", chained=True)
+        if settings.postprocess:
+            model.after = Lane(name, generation, now, stage="postprocess", chained=True)
+        for lane in model.stages:
+            for replica in self._dispatcher.replicas():
+                if lane.takes(replica) and lane.fits(replica.device, replica.build) and not replica.draining:
+                    attach(replica, lane)
+            self._dispatcher.lanes.append(lane)
+            if self._dispatcher.waking is not None:
+                self._dispatcher.waking.recall(lane)
+        return model
 
     def find(self, name: str, version: str | None) -> Place:
         """Return where a client's model name and version lead; None or an empty version is no choice.
@@ -144,7 +157,7 @@ class Routes:
         return all(route.ready(None) for route in self.endpoints.values() if route.splitter.weights)
 
     def lane_status(self) -> list[dict[str, object]]:
-        """Return one row per generation in the table."""
+        """Return one row per generation in the table; its numbers are of all its stages, `ready` of the one with the fewest."""
         return [
             {
                 "endpoint": lane.endpoint,
@@ -153,13 +166,23 @@ class Routes:
                 "variant": lane.generation.variant,
                 "state": lane.generation.state,
                 "weight": lane.generation.weight,
-                "ready": len(lane.replicas),
-                "queued": len(lane.queue),
-                "in_flight": lane.in_flight,
+                "ready": lane.ready,
+                "load": "lazy" if lane.lazy else "always",
+                "cold": lane.cold,
+                "queued": sum(len(stage.queue) for stage in lane.stages),
+                "in_flight": sum(stage.in_flight for stage in lane.stages),
+                "stages": {stage.stage: len(stage.replicas) for stage in lane.stages},
             }
             for route in self.endpoints.values()
             for lane in route.lanes.values()
         ]
+
+
+def _same(old: Generation, new: Generation) -> bool:
+    """Tell whether replicas of one generation serve the other as well: same builds on the same devices."""
+    if old.builds or new.builds:
+        return (old.bundle, old.builds) == (new.bundle, new.builds)
+    return (old.build, old.device) == (new.build, new.device)
 
 
 def _settings(generation: Generation) -> ServeSettings:

@@ -45,6 +45,7 @@ class Supervised:
         settings: The agent's.
         changed: Called when the report changes.
         gone: Called once the replica has ended and is not wanted any more.
+        load: See `ReplicaSettings`.
     """
 
     def __init__(
@@ -55,11 +56,16 @@ class Supervised:
         settings: AgentSettings,
         changed: Callable[[], None],
         gone: Callable[[Supervised], None],
+        load: str = "always",
     ) -> None:
         self.placement = placement
         build = "-".join(short(digest) for digest in placement.build if digest)
         self._slot = name
+        self._load = load
+        self.used_at = 0.0
         self._name = f"{name}.{placement.endpoint}.{build}"
+        if placement.stage != "model":
+            self._name += f".{placement.stage}"
         self._settings = settings
         self._changed = changed
         self._gone = gone
@@ -75,6 +81,10 @@ class Supervised:
         self._reaper: asyncio.Task[None] | None = None
         self._task = asyncio.create_task(self._run())
 
+    def tail(self) -> str:
+        """Return the end of the replica's log."""
+        return redact_text(_tail(self._log_path))
+
     def report(self) -> ReplicaReport:
         """Return what to tell the router."""
         pid = self._process.pid if self._process else 0
@@ -88,6 +98,7 @@ class Supervised:
             self._error,
             self._tail,
             placement.variant,
+            placement.stage,
         )
 
     def want(self, placement: Placement) -> None:
@@ -245,6 +256,7 @@ class Supervised:
             "device": placement.device,
             "variant": placement.variant,
             "variant_path": placement.variant_path,
+            "stage": placement.stage,
             "work": str(self._folder / f"{self._name}.work"),
             "tools": dict(self._settings.tools),
             "stall_s": self._settings.stall_s,
@@ -252,6 +264,7 @@ class Supervised:
             "parent_pid": os.getpid(),
             "status_fd": status_fd,
             "slot": self._slot,
+            "load": self._load,
         }
 
     async def _follow(self, read_end: int) -> None:
@@ -263,6 +276,9 @@ class Supervised:
             )
             while line := await reader.readline():
                 told = orjson.loads(line)
+                if told.get("used"):
+                    self.used_at = time.monotonic()
+                    continue
                 self._blames_device = bool(told.get("device"))
                 if self._wanted or told["state"] == "failed":
                     self._set(told["state"], told["error"])

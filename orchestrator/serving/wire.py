@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Final, cast
 
 from orchestrator.serving.errors import RequestError
@@ -26,6 +26,7 @@ class ReplicaHello:
         depth: Batches that its session takes at once.
         buckets: Shapes of the inputs that it was compiled for; empty: any shape is as good.
         stage: What it computes of a request: `model`, `preprocess` or `postprocess`.
+        load: `lazy` where its agent unloads it when room is needed, and loads it again when it is asked for.
     """
 
     replica: str
@@ -40,6 +41,7 @@ class ReplicaHello:
     depth: int = 1
     buckets: tuple[Bucket, ...] = ()
     stage: str = "model"
+    load: str = "always"
 
     def to_json(self) -> dict[str, object]:
         """Return the head of its hello frame."""
@@ -53,6 +55,7 @@ class ReplicaHello:
             "device": self.device,
             "variant": self.variant,
             "stage": self.stage,
+            "load": self.load,
             "slot": self.slot,
             "depth": self.depth,
             "buckets": [{name: list(shape) for name, shape in bucket.items()} for bucket in self.buckets],
@@ -71,10 +74,10 @@ class AgentHello:
     device: str
     pid: int
     host: str
+    soc: str = ""
 
     def to_json(self) -> dict[str, object]:
         """Return the head of its hello frame."""
-    soc: str = ""
         names = ("pool", "slot", "device", "pid", "host", "soc")
         return {"role": "agent", **{name: getattr(self, name) for name in names}}
 
@@ -104,7 +107,18 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaReport:
-    """What an agent says of one replica; `state` is starting | ready | failed | stopping."""
+    """What an agent says of one replica, or of a model of a lazy pool whether it is loaded or not.
+
+    Attributes:
+        state: starting | ready | failed | stopping, and for a lazy model that has been proven: cold | loading.
+        memory_bytes: What it holds, or held when it was loaded last.
+        load: always | lazy.
+        proven: A lazy model that has been loaded and checked before, and can be again.
+        loads: How often it was loaded.
+        unloads: How often it made room.
+        load_s: What its last load took.
+        retry_s: Of one that cannot be loaded: after how long it may be tried again.
+    """
 
     endpoint: str
     bundle: str
@@ -115,6 +129,13 @@ class ReplicaReport:
     log_tail: str
     variant: str = ""
     stage: str = "model"
+    load: str = "always"
+    proven: bool = False
+    memory_bytes: int = 0
+    loads: int = 0
+    unloads: int = 0
+    load_s: float = 0.0
+    retry_s: float = 0.0
 
     def to_json(self) -> dict[str, object]:
         """Return its form in a report frame and in the router's status."""
@@ -134,7 +155,7 @@ class Statuses:
 
 
 _PLACEMENT: Final = ("endpoint", "bundle", "path", "runtime", "device", "variant", "variant_path")
-_REPORT: Final = ("endpoint", "bundle", "state", "restarts", "pid", "error", "log_tail", "variant", "stage")
+_REPORT: Final = tuple(field.name for field in fields(ReplicaReport))
 
 
 def read_hello(frame: Frame) -> ReplicaHello | AgentHello:
@@ -170,6 +191,7 @@ def read_hello(frame: Frame) -> ReplicaHello | AgentHello:
         _int(head, "depth") if "depth" in head else 1,
         _buckets(head, signature) if "buckets" in head else (),
         _stage(head),
+        _load(head),
     )
 
 
@@ -197,6 +219,18 @@ def read_placements(frame: Frame) -> tuple[int, list[Placement]]:
     ]
 
 
+def read_elsewhere(frame: Frame) -> frozenset[str]:
+    """Return the endpoints of a placements frame that other slots run.
+
+    Raises:
+        LinkError: They are no list of texts.
+    """
+    names = frame.head.get("elsewhere", [])
+    if not isinstance(names, list):
+        raise LinkError("elsewhere must be a list")
+    return frozenset(_text({"elsewhere": name}, "elsewhere") for name in cast("list[object]", names))
+
+
 def read_report(frame: Frame) -> tuple[int, list[ReplicaReport]]:
     """Parse a report frame into (table version that the agent works on, replicas).
 
@@ -214,22 +248,14 @@ def read_report(frame: Frame) -> tuple[int, list[ReplicaReport]]:
             _text(row, "log_tail", empty=True),
             _text(row, "variant", empty=True),
             _stage(row),
+            _load(row),
+            row.get("proven") is True,
+            *(_int({name: row.get(name, 0)}, name) for name in ("memory_bytes", "loads", "unloads")),
+            *(_seconds(row, name) for name in ("load_s", "retry_s")),
         )
         for row in _rows(frame.head, "replicas")
     ]
     return _int(frame.head, "version"), reports
-
-def read_elsewhere(frame: Frame) -> frozenset[str]:
-    """Return the endpoints of a placements frame that other slots run.
-
-    Raises:
-        LinkError: They are no list of texts.
-    """
-    names = frame.head.get("elsewhere", [])
-    if not isinstance(names, list):
-        raise LinkError("elsewhere must be a list")
-    return frozenset(_text({"elsewhere": name}, "elsewhere") for name in cast("list[object]", names))
-
 
 
 def read_credit(frame: Frame) -> int:
@@ -278,6 +304,30 @@ def _error(value: object) -> RequestError:
     if kind not in _STATUS:
         raise LinkError(f"unknown status kind {kind!r}")
     return RequestError(_text(row, "error"), status=_STATUS[kind], kind=kind)
+
+
+def read_build(frame: Frame) -> tuple[str, str, str]:
+    """Return which model a wake or unload frame names: endpoint, bundle, variant.
+
+    Raises:
+        LinkError: A field is missing or of the wrong kind.
+    """
+    head = frame.head
+    return _text(head, "endpoint"), _text(head, "bundle"), _text(head, "variant", empty=True)
+
+
+def _seconds(head: Mapping[str, object], key: str) -> float:
+    value = head.get(key, 0.0)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1e9:
+        raise LinkError(f"{key} must be seconds")
+    return float(value)
+
+
+def _load(head: Mapping[str, object]) -> str:
+    load = head.get("load", "always")
+    if load not in ("always", "lazy"):
+        raise LinkError(f"unknown load {str(load)[:80]!r}")
+    return str(load)
 
 
 def _stage(head: Mapping[str, object]) -> str:

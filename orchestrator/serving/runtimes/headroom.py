@@ -22,12 +22,17 @@ def check_host(folder: Path, *, meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP
         DeviceError: It cannot; says how much is needed and free.
     """
     needed = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) + _MARGIN_BYTES
-    free = min(_available(meminfo), _left_in_group(cgroup))
+    free = free_bytes(meminfo=meminfo, cgroup=cgroup)
     if free < needed:
         raise DeviceError(
             f"the model needs {needed >> 20} MiB of the host's memory, {int(free) >> 20} MiB are free",
             hint="delete an endpoint of the pool, or give the host more memory",
         )
+
+
+def free_bytes(*, meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> float:
+    """Return what the host, and a container's limit, leave for more models."""
+    return min(_available(meminfo), _left_in_group(cgroup))
 
 
 @contextlib.contextmanager
