@@ -42,13 +42,17 @@ def list_(environment: Environment = None, as_json: Json = False) -> None:
 
 
 @app.command(
-    epilog="Examples:  orchestrate endpoint infer digits   |   orchestrate endpoint infer digits --input x.npz"
+    epilog="Examples:  orchestrate endpoint infer digits --input x.npz   |   orchestrate endpoint infer minilm --text 'a b'"
 )
 def infer(
     name: Annotated[str, typer.Argument(help="The endpoint.")],
     input_: Annotated[
         Path | None,
         typer.Option("--input", help="An .npz keyed by input name; the bundle's first golden sample if not given."),
+    ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option("--text", help="A row of text, for an endpoint that takes text; repeat it for more."),
     ] = None,
     environment: Environment = None,
     as_json: Json = False,
@@ -57,8 +61,11 @@ def infer(
     from orchestrator.app.endpoints import infer_once
     from orchestrator.app.wiring import open_workplace
     from orchestrator.cli.output import print_json
+    from orchestrator.core.errors import UsageError
 
-    answer = infer_once(open_workplace(environment), name, input_)
+    if input_ is not None and text:
+        raise UsageError("--input and --text are both given", hint="give one of them")
+    answer = infer_once(open_workplace(environment), name, input_, text or ())
     if as_json:
         print_json(answer)
         return
@@ -121,7 +128,7 @@ def delete(
     epilog="Examples:  orchestrate endpoint token line-a   |   orchestrate endpoint token line-a --rate 50 --out line-a.token",
 )
 def token(
-    name: Annotated[str, typer.Argument(help="Whose token it is; 401 and 429 are counted and told by it.")],
+    name: Annotated[str, typer.Argument(help="Whose token it is; answers and logs name it.")],
     rate: Annotated[
         float | None, typer.Option("--rate", help="Requests a second, per router; no limit if absent.")
     ] = None,

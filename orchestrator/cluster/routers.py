@@ -1,22 +1,28 @@
-"""The site's router processes. Router 0 leads; the others share its ports, and its table."""
+"""The site's router processes. Router 0 leads; the others share its ports and its table. One that ends or hangs begins anew."""
 
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from orchestrator.cluster.parts import Child
+from orchestrator.cluster.pulse import Pulse
 from orchestrator.cluster.ray_head import clean_environment
 from orchestrator.cluster.serve_config import admin_socket, link_socket
 from orchestrator.cluster.site import LocalSite, PartState
 from orchestrator.core.errors import InfraError
 from orchestrator.core.files import private_folder, write_json
 
+_log: Final = logging.getLogger("orchestrator.cluster.supervisor")
 _TABLE: Final = "table.json"
+SILENT_S: Final = 15.0
+"""A router whose event loop has been stuck for this long will not come back."""
 
 
 class RouterChild(Child):
@@ -32,6 +38,7 @@ class RouterChild(Child):
         self._number = number
         self._lead = lead
         self._told: tuple[str, str] | None = None
+        self._pulse = Pulse(admin_socket(site, number))
         self.url = self.grpc = ""
 
     @property
@@ -47,6 +54,11 @@ class RouterChild(Child):
             if self._process is not None and self._told != (lead.url, lead.grpc):
                 self._process.terminate()
         super().tick()
+        if self._process is None or self.state != "up":
+            self._pulse.forget()
+        elif self._pulse.silent_s(time.monotonic()) > SILENT_S:
+            _log.warning("%s has not answered for %g s and is ended", self.name, SILENT_S)
+            self._process.kill()
 
     def start(self) -> None:
         """Start it; port 0 means the port of last time where that is free."""

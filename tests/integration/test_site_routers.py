@@ -78,6 +78,17 @@ def test_routers_come_back_on_their_ports_with_the_table(site: LocalSite, router
         assert httpx.get(f"{url}/v2", trust_env=False).status_code == 401
 
 
+def test_a_router_that_hangs_is_ended(routers: Sequence[RouterChild], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.cluster.routers.SILENT_S", 0.5)
+    monkeypatch.setattr("orchestrator.cluster.pulse._EVERY_S", 0.1)
+    _until(routers, lambda: _all_up(routers))
+    hung = routers[1].identity
+    assert hung is not None
+    os.kill(hung.pid, signal.SIGSTOP)
+    _until(routers, lambda: routers[1].identity != hung and _all_up(routers))
+    assert not hung.alive()
+
+
 def test_replicas_are_told_every_link(site: LocalSite) -> None:
     pooled = LocalSite(site.name, site.state, {"edge": LocalPool()}, serving=site.serving)
     args = serve_document(pooled)["applications"][0]["args"]
