@@ -74,7 +74,7 @@ class Backdoor:
 
     async def _tell_metrics(self) -> bytes:
         others = await self._router.peers.ask_all("/metrics")
-        own = exposition(self._router, str(self._router.settings.router))
+        own = await exposition(self._router, str(self._router.settings.router))
         return merge_metrics(own, others) if others else own
 
     async def _tell_events(self, cursors: list[int], limit: int) -> bytes:

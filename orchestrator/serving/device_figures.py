@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
+import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -85,13 +87,30 @@ class DevicePoll:
         self._poll_s = poll_s
         self.latest: DeviceFigures | None = None
 
-    async def run(self, changed: Any) -> None:
+    async def run(self, changed: Callable[[], None]) -> None:
         """Poll until cancelled; `changed` is called after each look that found something, or found it gone."""
         while True:
-            before, self.latest = self.latest, await asyncio.to_thread(look, self._variables)
+            before, self.latest = self.latest, await self._look()
             if self.latest is not None or before is not None:
                 changed()
             await asyncio.sleep(self._poll_s)
+
+    async def _look(self) -> DeviceFigures | None:
+        """Look in a thread that nobody waits for: an npu-smi that hangs must not hold up the end of the agent."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[DeviceFigures | None] = loop.create_future()
+
+        def tell(found: DeviceFigures | None) -> None:
+            if not answer.done():
+                answer.set_result(found)
+
+        def work() -> None:
+            found = look(self._variables)
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(tell, found)
+
+        threading.Thread(target=work, name="npu-smi", daemon=True).start()
+        return await answer
 
     def head(self) -> dict[str, object]:
         """Return what a report frame says of it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Final, Literal
 
 Kind = Literal["counter", "gauge", "histogram"]
@@ -28,12 +29,18 @@ class Family:
     def add_histogram(self, labels: Labels, edges: Sequence[float], counts: Sequence[int], total: float) -> None:
         """Add a histogram: `counts[i]` values were at most `edges[i]` and above the edge before; the last has no edge."""
         text, below, name = label_text(labels), 0, self.name
-        for edge, count in zip((*edges, None), counts, strict=True):
+        begin = f'{name}_bucket{{{text},le="'
+        for edge, count in zip(edge_texts(tuple(edges)), counts, strict=True):
             below += count
-            le = "+Inf" if edge is None else _number(edge)
-            self.lines.append(f'{name}_bucket{{{text},le="{le}"}} {below}')
+            self.lines.append(f'{begin}{edge}"}} {below}')
         self.lines.append(f"{name}_sum{{{text}}} {_number(total)}")
         self.lines.append(f"{name}_count{{{text}}} {below}")
+
+
+@cache
+def edge_texts(edges: tuple[float, ...]) -> tuple[str, ...]:
+    """Return the values of the label `le`."""
+    return (*map(_number, edges), "+Inf")
 
 
 def label_text(labels: Labels) -> str:
@@ -47,7 +54,7 @@ def write(families: Iterable[Family]) -> bytes:
     for family in families:
         if family.lines:
             lines += (f"# HELP {family.name} {family.about}", f"# TYPE {family.name} {family.kind}", *family.lines)
-    return ("\n".join(lines) + "\n").encode()
+    return "".join(f"{line}\n" for line in lines).encode()
 
 
 def _number(value: float) -> str:

@@ -65,6 +65,12 @@ class GrpcCaller:
         self.metadata: Sequence[tuple[str, str | bytes]] = ()
         self.size = -1
 
+    @property
+    def answer_bytes(self) -> int:
+        """Size of the answer's message; -1 while there is none."""
+        found = self._future.result() if self._future.done() and not self._future.cancelled() else None
+        return len(found) if isinstance(found, bytes) else -1
+
     def answer(self, request: Request, outputs: Sequence[Tensor]) -> None:
         """Give the answer."""
         self._give(lane_part(request.lane) + write_answer(request, outputs))

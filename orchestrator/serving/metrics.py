@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
-from typing import Any, Final
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Final
 
 import numpy as np
 
@@ -30,6 +31,7 @@ SECONDS: Final = (
     10.0,
 )
 ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_FEW: Final = 32
 _FORGET_S: Final = 900.0
 """What is no longer in the table is shown this long after its last request, so that a last scrape sees the end of it."""
 
@@ -51,19 +53,23 @@ class Histogram:
     def __init__(self, edges: Sequence[float]) -> None:
         self.edges = edges
         self._bounds = np.asarray(edges, np.float64)
-        self.counts: np.ndarray[Any, Any] = np.zeros(len(edges) + 1, np.int64)
+        self.counts = [0] * (len(edges) + 1)
         self.total = 0.0
 
     def add(self, values: Sequence[float], unit: float = 1.0) -> None:
         """Count many values at once, each times `unit`."""
-        found = np.asarray(values, np.float64) * unit
-        places = self._bounds.searchsorted(found)
-        self.counts += np.bincount(places, minlength=len(self.counts))
-        self.total += float(found.sum())
+        if len(values) < _FEW:
+            for value in values:
+                self.counts[bisect_left(self.edges, value * unit)] += 1
+        else:
+            places = self._bounds.searchsorted(np.asarray(values, np.float64) * unit)
+            more = np.bincount(places, minlength=len(self.counts)).tolist()
+            self.counts = [old + new for old, new in zip(self.counts, more, strict=True)]
+        self.total += sum(values) * unit
 
     def to(self, family: Family, labels: Labels) -> None:
         """Write it down."""
-        family.add_histogram(labels, self.edges, self.counts.tolist(), self.total)
+        family.add_histogram(labels, self.edges, self.counts, self.total)
 
 
 class _Requests:
@@ -131,15 +137,45 @@ class Metrics:
             found.bytes_in += sum([row[6] for row in group])
             found.bytes_out += sum([row[7] for row in group])
 
-    def families(self, router: str, in_table: Collection[tuple[str, int]]) -> list[Family]:
-        """Return all of it; what is not in the table any more is forgotten a while after its last request.
+    def families(self, router: str, in_table: Collection[tuple[str, int]]) -> Iterator[Family]:
+        """Give all of it, each family made when it is asked for; what is not in the table any more is forgotten a while after its last
+        request.
 
         Args:
             router: Which router this is.
             in_table: Endpoint and generation of every lane.
         """
         self._forget(in_table)
-        return [*self._request_families(router), *self._batch_families(router)]
+        yield self._ended(router)
+        for name, about, pick in _OF_REQUESTS:
+            family = Family(name, "histogram", about)
+            for place, found in self._requests.items():
+                pick(found).to(family, place_labels(router, place))
+            yield family
+        for name, about, pick in _OF_BATCHES:
+            family = Family(name, "histogram", about)
+            for key, found in self._batches.items():
+                histogram = pick(found)
+                if any(histogram.counts):
+                    histogram.to(family, _batch_labels(router, key))
+            yield family
+        yield self._bytes(router, "orchestrate_input_bytes_total", "Bytes of input tensors that replicas computed.")
+        yield self._bytes(router, "orchestrate_output_bytes_total", "Bytes of output tensors that replicas gave.")
+
+    def _ended(self, router: str) -> Family:
+        about = "Requests that ended, by outcome; probes are not counted."
+        family = Family("orchestrate_requests_total", "counter", about)
+        for place, found in self._requests.items():
+            labels = place_labels(router, place)
+            for (status, kind), count in found.ended.items():
+                family.add({**labels, "status": status, "kind": kind or "ok"}, count)
+        return family
+
+    def _bytes(self, router: str, name: str, about: str) -> Family:
+        family = Family(name, "counter", about)
+        for key, found in self._batches.items():
+            family.add(_batch_labels(router, key), found.bytes_in if "input" in name else found.bytes_out)
+        return family
 
     def _forget(self, in_table: Collection[tuple[str, int]]) -> None:
         until = time.monotonic() - _FORGET_S
@@ -150,35 +186,24 @@ class Metrics:
         for key in [k for k, found in self._batches.items() if found.seen < until and k[0][:2] not in known]:
             del self._batches[key]
 
-    def _request_families(self, router: str) -> list[Family]:
-        ended = Family(
-            "orchestrate_requests_total", "counter", "Requests that ended, by outcome; probes are not counted."
-        )
-        queue = Family("orchestrate_request_queue_seconds", "histogram", "From the whole request to the batch with it.")
-        whole = Family("orchestrate_request_duration_seconds", "histogram", "From the whole request to its answer.")
-        for place, found in self._requests.items():
-            labels = place_labels(router, place)
-            for (status, kind), count in found.ended.items():
-                ended.add({**labels, "status": status, "kind": kind or "ok"}, count)
-            found.queue.to(queue, labels)
-            found.whole.to(whole, labels)
-        return [ended, queue, whole]
 
-    def _batch_families(self, router: str) -> list[Family]:
-        rows = Family("orchestrate_batch_rows", "histogram", "Rows that ran together in one batch.")
-        compute = Family("orchestrate_batch_compute_seconds", "histogram", "Time of a batch in the replica's runtime.")
-        copy = Family("orchestrate_batch_copy_seconds", "histogram", "Its share that copied to and from the device.")
-        bytes_in = Family("orchestrate_input_bytes_total", "counter", "Bytes of input tensors that replicas computed.")
-        bytes_out = Family("orchestrate_output_bytes_total", "counter", "Bytes of output tensors that replicas gave.")
-        for (place, replica, device), found in self._batches.items():
-            labels = {**place_labels(router, place), "replica": replica, "device": device}
-            found.rows.to(rows, labels)
-            found.compute.to(compute, labels)
-            if found.copy.counts.any():
-                found.copy.to(copy, labels)
-            bytes_in.add(labels, found.bytes_in)
-            bytes_out.add(labels, found.bytes_out)
-        return [rows, compute, copy, bytes_in, bytes_out]
+_OF_REQUESTS: Final[tuple[tuple[str, str, Callable[[_Requests], Histogram]], ...]] = (
+    (
+        "orchestrate_request_queue_seconds",
+        "From the whole request to the batch with it; over all stages where there are some.",
+        lambda found: found.queue,
+    ),
+    ("orchestrate_request_duration_seconds", "From the whole request to its answer.", lambda found: found.whole),
+)
+_OF_BATCHES: Final[tuple[tuple[str, str, Callable[[_Batches], Histogram]], ...]] = (
+    ("orchestrate_batch_rows", "Rows that ran together in one batch.", lambda found: found.rows),
+    ("orchestrate_batch_compute_seconds", "Time of a batch in the replica's runtime.", lambda found: found.compute),
+    ("orchestrate_batch_copy_seconds", "Its share that copied to and from the device.", lambda found: found.copy),
+)
+
+
+def _batch_labels(router: str, key: tuple[Place, str, str]) -> dict[str, object]:
+    return {**place_labels(router, key[0]), "replica": key[1], "device": key[2]}
 
 
 def slot_of(endpoint: str, replica: str) -> str:

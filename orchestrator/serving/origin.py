@@ -41,6 +41,7 @@ class _Remote(Protocol):
 
     metadata: Sequence[tuple[str, str | bytes]]
     size: int
+    answer_bytes: int
 
 
 def trace_header(caller: Caller) -> str:
@@ -81,6 +82,7 @@ def origin_of(caller: Caller) -> Origin:
         _short(found.get("traceparent", b"")),
         found.get("authorization", b""),
         remote.size,
+        remote.answer_bytes,
     )
 
 

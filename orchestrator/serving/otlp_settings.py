@@ -1,7 +1,7 @@
 """Where spans go: the setting, or the variables of the OpenTelemetry specification.
 
 Read are OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, the same with _HEADERS, OTEL_SERVICE_NAME,
-OTEL_RESOURCE_ATTRIBUTES and OTEL_TRACES_SAMPLER_ARG.
+OTEL_RESOURCE_ATTRIBUTES, OTEL_TRACES_SAMPLER_ARG, OTEL_TRACES_EXPORTER and OTEL_SDK_DISABLED.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ class OtlpSettings:
 
 def otlp_settings(endpoint: str, variables: Mapping[str, str] = os.environ) -> OtlpSettings | None:
     """Return the settings; None where neither `endpoint` nor the variables name a collector."""
+    if variables.get("OTEL_SDK_DISABLED", "").lower() == "true" or variables.get("OTEL_TRACES_EXPORTER") == "none":
+        return None
     exact = "" if endpoint else variables.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "")
     base = endpoint or variables.get("OTEL_EXPORTER_OTLP_ENDPOINT", "")
     if not exact and not base:

@@ -161,6 +161,7 @@ def test_the_access_log_has_a_line_for_each(asked: ServingSite) -> None:
     assert {row["trace_id"] for row in rows} == {TRACE}
     assert rows[0]["bytes_in"] == len(json.dumps(ROWS, separators=(",", ":")))
     assert rows[0]["replica"].startswith("edge-0.")
+    assert rows[2]["bytes_out"] > 16
     assert "never-written" not in path.read_text()
 
 

@@ -33,7 +33,10 @@ PARENT = f"00-{TRACE}-{SPAN}-01"
 def exchange(**headers: str) -> Exchange:
     sent = {name.replace("_", "-").encode(): value.encode() for name, value in headers.items()}
     made = Exchange(
-        SimpleNamespace(lost=False, answered=lambda *_: None, failed=print), b"POST", b"/v2/models/digits/infer?x=1", sent
+        SimpleNamespace(lost=False, answered=lambda *_: None, failed=print),
+        b"POST",
+        b"/v2/models/digits/infer?x=1",
+        sent,
     )  # type: ignore[arg-type]
     made.body = b"12345"
     return made
@@ -99,10 +102,16 @@ def test_a_line_says_what_happened_and_never_the_token(tmp_path: Path) -> None:
 def test_a_grpc_call_is_named_by_its_metadata(tmp_path: Path) -> None:
     recorder, observers = watched(tmp_path, sample=1.0)
     metadata = (("x-request-id", "r-2"), ("authorization", "Bearer x"), ("some-bin", b"\xff"))
-    end(recorder, SimpleNamespace(outer=SimpleNamespace(metadata=metadata, size=77)))
+    end(recorder, SimpleNamespace(outer=SimpleNamespace(metadata=metadata, size=77, answer_bytes=9)))
     observers.close()
     (line,) = lines(tmp_path / LOG_FILE)
-    assert (line["protocol"], line["bytes_in"], line["request_id"], line["token"]) == ("grpc", 77, "r-2", "alice")
+    assert [line[key] for key in ("protocol", "bytes_in", "bytes_out", "request_id", "token")] == [
+        "grpc",
+        77,
+        9,
+        "r-2",
+        "alice",
+    ]
 
 
 def test_a_share_is_logged_and_every_error_up_to_a_rate(tmp_path: Path) -> None:
@@ -319,6 +328,7 @@ def test_a_header_against_the_rules_is_no_parent(header: str) -> None:
 
 def test_settings_come_from_the_environment_s_block_or_from_the_variables() -> None:
     assert otlp_settings("", {}) is None
+    assert otlp_settings("http://c:4318", {"OTEL_SDK_DISABLED": "true"}) is None
     assert otlp_settings("http://c:4318/", {}).url == "http://c:4318/v1/traces"  # type: ignore[union-attr]
     found = otlp_settings(
         "",
