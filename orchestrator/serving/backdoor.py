@@ -12,6 +12,8 @@ from urllib.parse import parse_qs
 import orjson
 
 from orchestrator.core.errors import Conflict, ServingError
+from orchestrator.serving.control import CONTROL, control
+from orchestrator.serving.errors import RequestError
 from orchestrator.serving.exchange import JSON, TEXT, Exchange
 from orchestrator.serving.front import allowed
 from orchestrator.serving.gauges import exposition
@@ -35,7 +37,10 @@ class Backdoor:
     def handle(self, exchange: Exchange) -> None:
         """Answer one exchange."""
         path, _, query = exchange.target.decode("latin-1").partition("?")
-        if path == "/v2" or path.startswith("/v2/"):
+        if CONTROL.fullmatch(path) is not None:
+            if allowed(exchange, b"POST"):
+                self._speak_for_all(exchange, control(self._router, path))
+        elif path == "/v2" or path.startswith("/v2/"):
             self._router.front.handle(exchange)
         elif path in ("/table", "/peer/table") and exchange.method == b"PUT":
             self._put_table(exchange, from_lead=path == "/peer/table")
@@ -60,7 +65,9 @@ class Backdoor:
         def done(task: asyncio.Task[bytes]) -> None:
             self._tasks.discard(task)
             error = None if task.cancelled() else task.exception()
-            if error is not None:
+            if isinstance(error, RequestError):
+                exchange.refuse(error)
+            elif error is not None:
                 _log.error("admin request failed", exc_info=error)
                 exchange.fail(500, "internal error")
             elif not task.cancelled():
@@ -74,7 +81,7 @@ class Backdoor:
 
     async def _tell_metrics(self) -> bytes:
         others = await self._router.peers.ask_all("/metrics")
-        own = await exposition(self._router, str(self._router.settings.router))
+        own = exposition(self._router, str(self._router.settings.router))
         return merge_metrics(own, others) if others else own
 
     async def _tell_events(self, cursors: list[int], limit: int) -> bytes:

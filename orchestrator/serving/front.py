@@ -13,6 +13,7 @@ import orjson
 
 from orchestrator.serving import codings, describe
 from orchestrator.serving.admission import Admission
+from orchestrator.serving.control import CONTROL
 from orchestrator.serving.errors import RequestError
 from orchestrator.serving.exchange import Exchange
 from orchestrator.serving.limits import Limits
@@ -20,7 +21,6 @@ from orchestrator.serving.oip import parse_request
 from orchestrator.serving.routes import Place, Routes
 
 _MODEL: Final = re.compile(r"/v2/models/([^/]*)(?:/versions/([^/]*))?(/infer|/ready|/config|/stats)?")
-_CONTROL: Final = re.compile(r"/v2/repository/models/[^/]*/(?:load|unload)")
 _TYPES: Final = (b"application/json", b"application/octet-stream", b"")
 _CACHE: Final = 1024
 _PATIENCE: Final = b"x-request-timeout-seconds"
@@ -71,7 +71,7 @@ class Front:
             self._index(exchange)
         elif (match := _MODEL.fullmatch(path)) is not None:
             self._model(exchange, match)
-        elif _CONTROL.fullmatch(path) is not None:
+        elif CONTROL.fullmatch(path) is not None:
             text = "models are loaded and unloaded on the router's admin socket alone, which `orchestrate site status` shows"
             raise RequestError(text, status=403, kind="forbidden")
         else:

@@ -184,6 +184,24 @@ def test_models_are_not_loaded_from_outside(guarded: Guarded) -> None:
             assert "admin socket" in answer.json()["error"]
 
 
+@pytest.mark.parametrize(
+    ("model", "verb", "status", "text"),
+    [
+        ("double", "load", 200, '"load":true'),
+        ("nothing", "load", 404, "unknown model"),
+        ("double", "unload", 400, "its pool holds every model always"),
+    ],
+)
+def test_the_admin_socket_takes_load_and_unload(
+    guarded: Guarded, model: str, verb: str, status: int, text: str
+) -> None:
+    transport = httpx.HTTPTransport(uds=str(guarded.site.short / "admin.sock"))
+    with httpx.Client(transport=transport, base_url="http://router") as client:
+        answer = client.post(f"/v2/repository/models/{model}/{verb}")
+        assert (answer.status_code, text in answer.text) == (status, True)
+        assert client.get(f"/v2/repository/models/{model}/{verb}").status_code == 405
+
+
 def test_new_tokens_and_certificates_count_without_a_restart(guarded: Guarded) -> None:
     fresh = add_token(guarded.tokens, "fresh")
     assert guarded.site.router is not None
