@@ -10,7 +10,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from orchestrator.bundle.golden import GOLDEN_FILE, read_golden
+from orchestrator.bundle.golden import GOLDEN_FILE, Golden, read_golden
+from orchestrator.bundle.serve_golden import SERVE_GOLDEN, read_serve_golden
 from orchestrator.core.errors import GateError
 from orchestrator.graph.parity import OutputMetrics, compare
 from orchestrator.graph.verdict import Thresholds, Verdict, judge
@@ -62,8 +63,7 @@ def smoke_test(
         ServingError: The router or the replica refused a sample.
     """
     folder = Path(generation.path)
-    golden = read_golden(folder / GOLDEN_FILE)
-    ranks = _ranks(folder)
+    golden, ranks = _golden(folder)
     parts: list[Tensors] = []
     for sample in range(golden.count):
         alive()
@@ -73,7 +73,9 @@ def smoke_test(
         parts.append(answer.outputs)
     references = {name: array[: golden.count] for name, array in golden.outputs.items()}
     answered = {name for part in parts for name in part} & set(references)
-    metrics = compare(references, {name: _joined(name, parts, references[name]) for name in sorted(answered)})
+    pairs = {name: _pair(references[name], _joined(name, parts, references[name])) for name in sorted(answered)}
+    references |= {name: pair[0] for name, pair in pairs.items()}
+    metrics = compare(references, {name: pair[1] for name, pair in pairs.items()})
     verdict = judge(metrics, thresholds, saturating=saturating)
     report = SmokeReport(golden.count, generation.device, metrics, verdict)
     if not verdict.passed:
@@ -95,6 +97,21 @@ def _check_origin(answer: Answer, generation: Generation) -> None:
             f"generation {found[0]} ({found[1]} on {found[2]}) answered",
             hint="the pool's device or the router's table is not what the environment says; look at `site status`",
         )
+
+
+def _golden(folder: Path) -> tuple[Golden, Mapping[str, int]]:
+    """Return what clients send and what they must get, and the ranks of the inputs where they are the model's own."""
+    if not (folder / SERVE_GOLDEN).exists():
+        return read_golden(folder / GOLDEN_FILE), _ranks(folder)
+    found = read_serve_golden(folder / SERVE_GOLDEN)
+    return Golden(found.asked, found.answers), {}
+
+
+def _pair(reference: Array, found: Array) -> tuple[Array, Array]:
+    """Text is compared by which of it is equal; other arrays as they are."""
+    if reference.dtype.kind != "O" or found.shape != reference.shape:
+        return reference, found
+    return np.ones(reference.shape, np.bool_), np.equal(reference, found).astype(np.bool_)
 
 
 def _ranks(folder: Path) -> Mapping[str, int]:

@@ -54,7 +54,7 @@ def serve_files(
     spec = ctx.spec.get("serve")
     if spec is None:
         return {}
-    files = _source_layer(ctx.recipe_dir, spec)
+    files = stage_files(ctx.recipe_dir, spec)
     row = {key: value for key, value in spec.items() if key not in ("samples", "further")}
     row |= {"schema": 1, "files": {name: sha256_file(path) for name, path in files.items()}}
     made = ctx.out / "serve"
@@ -69,8 +69,16 @@ def serve_files(
     return files
 
 
-def _source_layer(folder: Path, spec: Mapping[str, Any]) -> dict[str, Path]:
-    """Return the Python files that the stages can reach below the recipe's folder, and what `serve.files` names."""
+def stage_files(folder: Path, spec: Mapping[str, Any]) -> dict[str, Path]:
+    """Return the Python files that the stages can reach below the recipe's folder, and what `serve.files` names.
+
+    Args:
+        folder: The recipe's.
+        spec: `serve` of the step's spec.
+
+    Raises:
+        GateError: One cannot be carried.
+    """
     entrypoints = [spec[stage] for stage in ("preprocess", "postprocess") if spec[stage]]
     if not entrypoints:
         return {}

@@ -45,6 +45,12 @@ def evaluate(predict: Callable[[Arrays], Arrays]) -> dict[str, float]:
     return {"pair_accuracy": float((gap > 0).mean()), "pair_margin": float(gap.mean())}
 
 
+def texts(n: int) -> Iterator[Arrays]:
+    """What clients send, one at a time."""
+    for text, _, _ in TRIPLES[:n]:
+        yield {"text": np.array([text], object)}
+
+
 def samples(n: int) -> Iterator[Arrays]:
     """Real inputs, one at a time; the first axis is the batch."""
     for text, _, _ in TRIPLES[:n]:

