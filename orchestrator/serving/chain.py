@@ -35,6 +35,7 @@ class Chain:
         "_batch",
         "_compute_us",
         "_dispatcher",
+        "_face",
         "_left",
         "_queue_s",
         "_recorder",
@@ -51,6 +52,7 @@ class Chain:
         self._queue_s = 0.0
         self._compute_us = self._batch = 0
         self._replica = ""
+        self._face = (asked.lane.generation, asked.lane.headers)
 
     @property
     def done(self) -> bool:
@@ -91,16 +93,26 @@ class Chain:
         replica, rows, compute_us = request.ran
         self._queue_s += request.sent - request.arrived
         self._compute_us += compute_us
-        if request.lane is self._asked.lane:
-            self._replica, self._batch = replica, rows
+        lane = self._asked.lane
+        if request.lane is lane:
+            self._replica, self._batch, self._face = replica, rows, (lane.generation, lane.headers)
         if not self._left:
             gone = self.outer.gone
-            self.outer.answer(self._asked, outputs)
+            self._answer(lane, outputs)
             self._end(499 if gone else 200, "client_gone" if gone else "")
             return
         lane = self._left.pop(0)
         lane.expected -= 1
         self._submit(lane, _fitted(outputs, request.lane, lane), time.monotonic())
+
+    def _answer(self, lane: Lane, outputs: Sequence[Tensor]) -> None:
+        shown = (lane.generation, lane.headers, lane.grpc_head)
+        if lane.generation.builds and lane.headers != self._face[1]:  # another SoC has answered since
+            lane.generation, lane.headers, lane.grpc_head = *self._face, b""
+        try:
+            self.outer.answer(self._asked, outputs)
+        finally:
+            lane.generation, lane.headers, lane.grpc_head = shown
 
     def refuse(self, error: RequestError, lane: Lane | None) -> None:  # noqa: ARG002 - the client knows one lane
         """Answer the client with a stage's error."""
