@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 import socket
+import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +19,7 @@ from orchestrator.serving.errors import RequestError
 from orchestrator.serving.front import Front
 from orchestrator.serving.http import HttpServer
 from orchestrator.serving.limits import Limits
+from orchestrator.serving.listening import Listener
 from orchestrator.serving.routes import Routes
 from orchestrator.serving.tls import HANDSHAKE_S, Tls
 
@@ -53,7 +55,7 @@ class Doors:
         self.port = 0
         self.url = self.grpc_url = ""
         self._state = Path(settings.state)
-        self._server: asyncio.Server | None = None
+        self._listener: Listener | None = None
         host = socket.gethostname() if settings.host in _ANY else settings.host
         self._host = f"[{host}]" if ":" in host else host
 
@@ -67,14 +69,7 @@ class Doors:
         listener = _listen(self._settings, memory)
         self.port = listener.getsockname()[1]
         tls = self._tls
-        # The server must stay referenced: uvloop closes one that is garbage-collected.
-        self._server = await asyncio.get_running_loop().create_server(
-            self.http.protocol,
-            sock=listener,
-            backlog=4096,
-            ssl=tls.context if tls else None,
-            ssl_handshake_timeout=HANDSHAKE_S if tls else None,
-        )
+        self._listener = Listener(listener, self.http.protocol, tls.context if tls else None, HANDSHAKE_S)
         self.url = f"{'https' if tls else 'http'}://{self._host}:{self.port}"
         write_atomic(memory, str(self.port).encode())
         await self._open_grpc()
@@ -120,6 +115,11 @@ class Doors:
         except RequestError:
             return ""
 
+    @property
+    def tls_context(self) -> ssl.SSLContext | None:
+        """What other listeners of this router use for TLS."""
+        return self._tls.context if self._tls else None
+
     def refresh(self, *, force: bool = False) -> None:
         """Read tokens and certificates again where their files have changed; call this about once a second."""
         if self.guard is not None:
@@ -129,8 +129,8 @@ class Doors:
 
     def close(self, grace_s: float) -> asyncio.Task[None] | None:
         """Take nothing new; returns what ends when gRPC has answered what is here."""
-        if self._server is not None:
-            self._server.close()
+        if self._listener is not None:
+            self._listener.close()
         self.http.stop()
         return asyncio.create_task(self.grpc.stop(grace_s)) if self.grpc else None
 
