@@ -44,7 +44,10 @@ class Served:
 
 if __name__ == "__main__":
     # A cluster of its own, whatever else runs on this machine.
-    ray.init(address="local", num_cpus=2, include_dashboard=False, _temp_dir=SETTINGS["temp"], log_to_driver=False)
+    ray.init(
+        address="local", num_cpus=2, include_dashboard=False, _temp_dir=SETTINGS["temp"], log_to_driver=False,
+        object_store_memory=256 << 20,
+    )  # fmt: skip
     serve.start(http_options={"host": "127.0.0.1", "port": SETTINGS["port"]})
     serve.run(Served.bind(), name="served", route_prefix="/")
     while True:
