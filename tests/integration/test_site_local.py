@@ -7,41 +7,88 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
 import httpx
 import psutil
 import pytest
+from support.npu_machine import install_cann, write_recipe
+from support.serving_site import Load, generation, slow_bundle
 
+from orchestrator.app.endpoints import infer_once, list_endpoints
+from orchestrator.app.run import RunRequest, Watch, run
+from orchestrator.app.wiring import open_workplace
 from orchestrator.cluster.capacity import find_shortage
 from orchestrator.cluster.local import LocalPool, LocalSite, down, driver_environment, status, up
+from orchestrator.cluster.pool import ScaleRule
 from orchestrator.cluster.ray_rest import RayRest, TokenRefused
 from orchestrator.cluster.sweep import end_site, site_processes
 from orchestrator.core.errors import Conflict
 from orchestrator.serving.admin import RouterAdmin
 
 UP_S = 100
+ENVIRONMENT = """\
+environment: 1
+state: {state}
+tracking: {{uri: none}}
+sites: {{local: {{kind: local, allow_cpu: true}}}}
+pools:
+  edge: {{site: local, soc: Ascend310P3, rehearsal: true, slots: 2}}
+  npu: {{site: local, soc: Ascend310P3}}
+  burst:
+    site: local
+    soc: Ascend310P3
+    rehearsal: true
+    slots: 2
+    autoscale: {{target_queue: 1, up_after: 0.5, down_after: 1}}
+tools: {{{tools}}}
+"""
+DEVICES = [Path("/dev/davinci0")]
+POOLS = {
+    "edge": LocalPool(2, True, "Ascend310P3"),
+    "npu": LocalPool(1, False, "Ascend310P3"),
+    "burst": LocalPool(2, True, "Ascend310P3", scale=ScaleRule(1, 2, 1.0, 0.5, 1.0)),
+}
 STARTER = """
-import sys
+import json, sys
 from pathlib import Path
-from orchestrator.cluster.local import LocalPool, LocalSite, up
-up(LocalSite("local", Path(sys.argv[1]), {"edge": LocalPool(2, True, "Ascend310P3")}), timeout_s=100, wait_for=("router",))
+from orchestrator.cluster import local
+from orchestrator.cluster.pool import LocalPool
+local.npu_devices = lambda: [Path("/dev/davinci0")]
+pools = {name: LocalPool.from_json(pool) for name, pool in json.loads(sys.argv[2]).items()}
+site = local.LocalSite("local", Path(sys.argv[1]), pools, json.loads(sys.argv[3]))
+local.up(site, timeout_s=100, wait_for=("router",))
 """
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """A site that another command started and left; Ray settings of another cluster stand in the environment."""
+    """A site that another command started and left; Ray settings of another cluster stand in the environment.
+
+    There is no NPU here: its device file is made up, and pyACL and ATC are fakes.
+    """
     with pytest.MonkeyPatch.context() as patch:
         home = tmp_path_factory.mktemp("home")
         patch.setenv("HOME", str(home))
         patch.setenv("RAY_ADDRESS", "192.0.2.9:6379")
-        found = LocalSite("local", tmp_path_factory.mktemp("state"), {"edge": LocalPool(2, True, "Ascend310P3")})
-        subprocess.run([sys.executable, "-c", STARTER, str(found.state)], check=True, timeout=60)
+        patch.setattr("orchestrator.cluster.local.npu_devices", lambda: DEVICES)
+        patch.setattr("orchestrator.cluster.devices.npu_devices", lambda: DEVICES)
+        tools = install_cann(tmp_path_factory.mktemp("machine") / "cann")
+        found = LocalSite("local", tmp_path_factory.mktemp("state"), POOLS, tools)
+        asked = [str(found.state), json.dumps(found.pools_json()), json.dumps(tools)]
+        subprocess.run([sys.executable, "-c", STARTER, *asked], check=True, timeout=60)
         yield found
         assert end_site(found.id, None, grace_s=0.5) == []
-        assert list(home.iterdir()) == []
+        left = {path.relative_to(home).parts[:2] for path in home.rglob("*")} - {(".cache",)}
+        assert left <= {(".cache", "Microsoft")}, "onnxruntime keeps a folder of its own; we nothing"
+
+
+@pytest.fixture
+def less(site):
+    """The site with its first pool only: quicker to start again."""
+    return replace(site, pools={"edge": POOLS["edge"]})
 
 
 def until(condition, what, timeout_s=60.0):
@@ -53,9 +100,9 @@ def until(condition, what, timeout_s=60.0):
     raise AssertionError(f"never: {what}")
 
 
-def agents(found):
+def agents(found, pool="edge"):
     with RouterAdmin(Path(found.router_admin)) as admin:
-        return [row for row in admin.status()["agents"] if row["pool"] == "edge"]
+        return [row for row in admin.status()["agents"] if row["pool"] == pool]
 
 
 def test_ray_takes_drivers_before_the_agents_are_there(site):
@@ -76,10 +123,59 @@ def test_every_part_comes_up(site):
     assert set(found.pids) == {"supervisor", "ray", "router"}
     assert (found.pools["edge"].agents_ready, found.pools["edge"].device) == (2, "cpu (rehearsal)")
     assert {row["slot"] for row in agents(found)} == {0, 1}
+    assert [(row["device"], row["soc"]) for row in agents(found, "npu")] == [("Ascend310P3", "Ascend310P3")]
+    assert len(agents(found, "burst")) == 1, "a pool that scales begins with as few slots as it may hold"
     assert httpx.get(f"{found.router_url}/v2/health/live", trust_env=False).status_code == 200
     with grpc.insecure_channel(found.router_grpc) as channel:
         grpc.channel_ready_future(channel).result(timeout=10)
     assert all(value and "token" not in value for value in (found.ray_address, found.dashboard_url, found.router_url))
+
+
+def test_an_om_is_compiled_and_served_from_the_pool_of_real_devices(site, tmp_path):
+    """The whole path on the fakes of ATC and pyACL; Ray gives the agent its device, set_env.sh the replica its pyACL."""
+    tools = ", ".join(f"{name}: {path}" for name, path in site.tools.items())
+    environment = tmp_path / "machine.yaml"
+    environment.write_text(ENVIRONMENT.format(state=site.state, tools=tools))
+    report = run(RunRequest(write_recipe(tmp_path / "scale"), environment), Watch(silent, silent, silent))
+    deployed = report.endpoint
+    assert (deployed["device"], deployed["runtime"], deployed["pool"]) == ("Ascend310P3", "om", "npu")
+    answer = infer_once(open_workplace(environment), "scale", None)
+    (move,) = report.moves
+    assert (move["target"], move["compiled"], answer["device"]) == ("npu", True, "Ascend310P3")
+    (replica,) = agents(status(site), "npu")[0]["replicas"]
+    variables = psutil.Process(replica["pid"]).environ()
+    assert (variables["ASCEND_RT_VISIBLE_DEVICES"], variables["FAKE_CANN"]) == ("0", "yes")
+    assert list_endpoints(open_workplace(environment))[0]["device"] == "Ascend310P3"
+    with httpx.Client(base_url=status(site).router_url, trust_env=False) as client:
+        row = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}
+        told = client.post("/v2/models/scale/infer", json={"inputs": [row]})
+    assert told.json()["outputs"][0]["data"] == [2, 4, 6, 8]
+    assert told.headers["x-orchestrate-device"] == "Ascend310P3"
+
+
+def silent(*_):
+    return None
+
+
+def test_a_pool_takes_slots_when_requests_wait_and_gives_them_back(site, tmp_path):
+    found = status(site)
+    bundle = slow_bundle(tmp_path / "slow")
+    with RouterAdmin(Path(found.router_admin)) as admin:
+        table = admin.table().to_json()
+        rows = {**table["endpoints"], "slow": {"pool": "burst", "generations": [generation(1, bundle)]}}
+        admin.put_table({"version": table["version"] + 1, "endpoints": rows})
+        admin.wait_ready("slow", 1, 30)
+        load = Load(found.router_url, "slow", clients=6)
+        try:
+            until(lambda: len(agents(found, "burst")) == 2, "a second slot")
+            until(lambda: admin.wait_ready("slow", 1, 30)["ready"] == 2, "a replica on it")
+        finally:
+            load.stop()
+        until(lambda: len(agents(found, "burst")) == 1, "the slot goes back")
+        rows.pop("slow")
+        admin.put_table({"version": table["version"] + 2, "endpoints": rows})
+    assert load.failures == []
+    assert len(load.answers) > 20
 
 
 def test_up_again_changes_nothing_and_is_quick(site):
@@ -90,7 +186,7 @@ def test_up_again_changes_nothing_and_is_quick(site):
 
 def test_other_pools_are_refused_while_it_is_up(site):
     with pytest.raises(Conflict, match="other slots"):
-        up(LocalSite(site.name, site.state, {"edge": LocalPool(5, True, "Ascend310P3")}))
+        up(LocalSite(site.name, site.state, {**POOLS, "edge": LocalPool(5, True, "Ascend310P3")}))
 
 
 def test_ray_answers_nobody_without_its_token(site, tmp_path):
@@ -149,26 +245,26 @@ def test_a_killed_router_returns_with_its_address_and_its_agents(site):
     until(lambda: len(agents(after)) == 2, "agents dial again")
 
 
-def test_a_killed_raylet_takes_ray_down_and_all_of_it_returns(site):
-    before = status(site)
-    raylet = next(p.pid for p in site_processes(site.id) if psutil.Process(p.pid).name() == "raylet")
-    os.kill(raylet, signal.SIGKILL)
-    until(lambda: status(site).state == "degraded", "degraded")
-    after = up(site, timeout_s=UP_S)
-    assert after.pids["router"] == before.pids["router"]
-    assert after.pids["ray"] != before.pids["ray"]
-    assert len(agents(after)) == 2
-
-
-def test_after_a_killed_supervisor_up_starts_over(site):
+def test_after_a_killed_supervisor_up_starts_over_with_what_is_asked_then(site, less):
     before = status(site)
     os.kill(before.pids["supervisor"], signal.SIGKILL)
     assert until(lambda: (s := status(site)).state == "degraded" and s, "degraded").parts["supervisor"] == "down"
     assert httpx.get(f"{before.router_url}/v2/health/live", trust_env=False).status_code == 200
-    after = up(site, timeout_s=UP_S)
-    assert after.state == "up"
+    after = up(less, timeout_s=UP_S)
+    assert (after.state, set(after.pools)) == ("up", {"edge"})
     assert after.router_url == before.router_url
     assert not psutil.pid_exists(before.pids["ray"])
+
+
+def test_a_killed_raylet_takes_ray_down_and_all_of_it_returns(site, less):
+    before = status(site)
+    raylet = next(p.pid for p in site_processes(site.id) if psutil.Process(p.pid).name() == "raylet")
+    os.kill(raylet, signal.SIGKILL)
+    until(lambda: status(site).state == "degraded", "degraded")
+    after = up(less, timeout_s=UP_S)
+    assert after.pids["router"] == before.pids["router"]
+    assert after.pids["ray"] != before.pids["ray"]
+    assert len(agents(after)) == 2
 
 
 def test_down_leaves_nothing_running(site):

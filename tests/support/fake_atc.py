@@ -1,7 +1,7 @@
 """A contract fake of ATC: the process contract that the vendor's source shows (texts, exit codes, by-products), no compiler.
 
 `FakeAtc.install(folder, "segv")` writes `<folder>/bin/atc`, `set_env.sh` and `version.cfg`; the list says what each start does,
-the last one repeats. Every start and every fault is written to `fired.jsonl`, so that a test can assert that it happened.
+the last one repeats; `loadable` makes an om that the fake pyACL runs. Every start and every fault is written to `fired.jsonl`, so that a test can assert that it happened.
 Run as a program it is ATC itself.
 """
 
@@ -188,6 +188,12 @@ def behave(run: _Run) -> int:  # noqa: C901, PLR0911, PLR0912  one branch per fa
         return refused
     if what == "ok":
         return succeed(run)
+    if what == "loadable":
+        asked, made = run.folder / "asked.json", run.output().with_name(run.output().name + ".om")
+        asked.write_text(json.dumps(run.options))
+        subprocess.run([sys.executable, str(Path(__file__).with_name("fake_om.py")), str(asked), str(made)], check=True)
+        say(SUCCESS)
+        return 0
     if what == "ok_arch":
         return succeed(run, name=f"_linux_{run.options.get('host_env_cpu', 'x86_64')}")
     if what == "ok_warnings":
