@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Final, NamedTuple
 
 import orjson
 
 from orchestrator.serving import oip_json
 from orchestrator.serving.signature import Fitted
 from orchestrator.serving.tensors import Buffer, Tensor, bytes_offsets, count
+
+_FORMS: Final = 256
 
 
 def split_rows(outputs: Sequence[Tensor], rows: Sequence[int]) -> list[list[Tensor]]:
@@ -48,30 +51,67 @@ def _edges(rows: Sequence[int]) -> list[int]:
     return edges
 
 
+class AnswerForm(NamedTuple):
+    """Answers that differ in their values and their id alone.
+
+    Attributes:
+        texts: The JSON, cut where the values of each JSON output belong; without its last brace.
+        json: The places of the JSON outputs among the outputs, in the order of `texts`.
+        binary: The places of the binary outputs.
+    """
+
+    texts: list[bytes]
+    json: list[int]
+    binary: list[int]
+
+
+AnswerForms = dict[tuple[object, ...], AnswerForm]
+"""By what was wanted, and the shapes and sizes of the outputs."""
+
+
 def write_answer(
-    fitted: Fitted, outputs: Sequence[Tensor], *, name: str, version: str, request_id: str | None
+    forms: AnswerForms, fitted: Fitted, outputs: Sequence[Tensor], name: str, version: str, request_id: str | None
 ) -> tuple[list[Buffer], int | None]:
     """Return the body as pieces, and the length of its JSON where binary tensors follow (None: all JSON).
+
+    `forms` are those of this name and version; a new one is added.
 
     Raises:
         RequestError: JSON was asked for and cannot carry a value.
     """
-    by_name: Mapping[str, Tensor] = {tensor.name: tensor for tensor in outputs}
-    described: list[dict[str, object]] = []
-    blobs: list[Buffer] = []
-    binary = False
-    for wanted in fitted.wanted:
-        tensor = by_name[wanted.name]
+    key = fitted.wanted, *[(tensor.shape, len(tensor.data)) for tensor in outputs]
+    form = forms.get(key)
+    if form is None:
+        if len(forms) >= _FORMS:
+            forms.clear()
+        form = forms[key] = _form(fitted, outputs, name, version)
+    texts = form.texts
+    end = b"}" if request_id is None else b',"id":%b}' % orjson.dumps(request_id)
+    if not form.json:
+        text = texts[0] + end
+        return [text, *[outputs[place].data for place in form.binary]], len(text)
+    pieces = [texts[0]]
+    for place, following in zip(form.json, texts[1:], strict=True):
+        pieces += oip_json.encode(outputs[place]), following
+    text = b"".join([*pieces, end])
+    return [text, *[outputs[place].data for place in form.binary]], len(text) if form.binary else None
+
+
+def _form(fitted: Fitted, outputs: Sequence[Tensor], name: str, version: str) -> AnswerForm:
+    places = {tensor.name: place for place, tensor in enumerate(outputs)}
+    texts, json, binary = list[bytes](), list[int](), list[int]()
+    head = orjson.dumps({"model_name": name, "model_version": version})[:-1] + b',"outputs":['
+    for number, wanted in enumerate(fitted.wanted):
+        place = places[wanted.name]
+        tensor = outputs[place]
         row: dict[str, object] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
         if wanted.binary:
-            binary = True
             row["parameters"] = {"binary_data_size": len(tensor.data)}
-            blobs.append(tensor.data)
+        head += (b"," if number else b"") + orjson.dumps(row)
+        if wanted.binary:
+            binary.append(place)
         else:
-            row["data"] = oip_json.encode(tensor)
-        described.append(row)
-    head: dict[str, object] = {"model_name": name, "model_version": version, "outputs": described}
-    if request_id is not None:
-        head["id"] = request_id
-    text = orjson.dumps(head, option=orjson.OPT_SERIALIZE_NUMPY)
-    return [text, *blobs], len(text) if binary else None
+            json.append(place)
+            texts.append(head[:-1] + b',"data":')
+            head = b"}"
+    return AnswerForm([*texts, head + b"]"], json, binary)

@@ -11,6 +11,7 @@ import orjson
 from orchestrator.serving import codings
 from orchestrator.serving.answer import write_answer
 from orchestrator.serving.errors import RequestError, one_line
+from orchestrator.serving.heads import Head
 from orchestrator.serving.tensors import Buffer, Tensor
 
 if TYPE_CHECKING:
@@ -65,14 +66,14 @@ class Exchange:
 
     __slots__ = ("_answer", "_channel", "body", "done", "headers", "keep_alive", "method", "target")
 
-    def __init__(self, channel: Channel, method: bytes, target: bytes, headers: dict[bytes, bytes]) -> None:
+    def __init__(self, channel: Channel, head: Head, body: Buffer = b"") -> None:
         self._channel = channel
         self._answer: list[Buffer] | None = None
-        self.method = method
-        self.target = target
-        self.headers = headers
-        self.body: Buffer = b""
-        self.keep_alive = True
+        self.method = head.method
+        self.target = head.target
+        self.headers = head.headers
+        self.body = body
+        self.keep_alive = head.keep_alive
         self.done = False
 
     @property
@@ -121,7 +122,7 @@ class Exchange:
         """
         lane = request.lane
         body, json_size = write_answer(
-            request.fitted, outputs, name=lane.endpoint, version=lane.version, request_id=request.request_id
+            lane.answers, request.fitted, outputs, lane.endpoint, lane.version, request.request_id
         )
         kind, extra = JSON, lane.headers
         if json_size is not None:

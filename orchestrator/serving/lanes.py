@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from orchestrator.serving.answer import AnswerForms
 from orchestrator.serving.errors import RequestError
 from orchestrator.serving.fairness import UNLIMITED, Slot
 from orchestrator.serving.oip import LAST
@@ -72,6 +73,7 @@ class Lane:
 
     Attributes:
         headers: Header lines of every answer, rendered.
+        answers: What HTTP answers share.
         grpc_head: What every gRPC answer begins with, rendered by the first.
         signature: Of the bundle's model; None until a first replica has registered.
         replicas: Those that serve this lane.
@@ -107,6 +109,7 @@ class Lane:
     retired: bool = False
     headers: bytes = b""
     grpc_head: bytes = b""
+    answers: AnswerForms = field(default_factory=AnswerForms)
     version: str = ""
     statistics: LaneStatistics = field(default_factory=LaneStatistics)
     settings: ServeSettings = DEFAULTS

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Mapping
 from typing import Final, cast
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
 from orchestrator.serving.errors import RequestError
-from orchestrator.serving.tensors import Buffer, Tensor, count, join_bytes, numpy_dtype
+from orchestrator.serving.tensors import Buffer, Tensor, count, flat_array, join_bytes, numpy_dtype, split_bytes
 
 _BINARY_ONLY: Final = ("FP16", "BF16")
+_PACKED: Final[Mapping[str, tuple[type, str]]] = {
+    "INT8": (int, "b"),
+    "INT16": (int, "h"),
+    "INT32": (int, "i"),
+    "INT64": (int, "q"),
+    "UINT8": (int, "B"),
+    "UINT16": (int, "H"),
+    "UINT32": (int, "I"),
+    "FP32": (float, "f"),
+    "FP64": (float, "d"),
+}
+"""What the first of a flat list must be, and the code by which `struct` packs the list as numpy would convert it."""
 
 
 def decode(name: str, datatype: str, shape: tuple[int, ...], data: object) -> Buffer:
@@ -25,6 +40,9 @@ def decode(name: str, datatype: str, shape: tuple[int, ...], data: object) -> Bu
         raise RequestError(f"input {name!r}: data must be a list")
     if datatype == "BYTES":
         return _decode_text(name, shape, cast("list[object]", data))
+    packed = _pack(datatype, shape, cast("list[object]", data))
+    if packed is not None:
+        return packed
     try:
         array = cast("npt.NDArray[np.generic]", np.asarray(cast("list[object]", data)))
     except (ValueError, OverflowError) as error:
@@ -33,6 +51,17 @@ def decode(name: str, datatype: str, shape: tuple[int, ...], data: object) -> Bu
     if array.size == 0:
         return b""
     return _convert(name, datatype, array, cast("list[object]", data))
+
+
+def _pack(datatype: str, shape: tuple[int, ...], data: list[object]) -> bytes | None:
+    """Return the bytes of a flat list of plain numbers, several times faster than by numpy; None where that must decide."""
+    first, code = _PACKED.get(datatype, (None, ""))
+    if len(data) != count(shape) or not data or type(data[0]) is not first:
+        return None
+    try:
+        return struct.pack(f"<{len(data)}{code}", *data)
+    except (struct.error, OverflowError):
+        return None
 
 
 def _check_shape(name: str, shape: tuple[int, ...], found: tuple[int, ...], size: int) -> None:
@@ -89,25 +118,25 @@ def _decode_text(name: str, shape: tuple[int, ...], data: list[object]) -> bytes
     return join_bytes([cast("str", item).encode() for item in items])
 
 
-def encode(tensor: Tensor) -> object:
-    """Return the values, flat, as what orjson with OPT_SERIALIZE_NUMPY can write.
+def encode(tensor: Tensor) -> bytes:
+    """Return the values, flat, as JSON.
 
     Raises:
         RequestError: JSON cannot carry them.
     """
     if tensor.datatype in _BINARY_ONLY:
         raise RequestError(f"output {tensor.name!r} is {tensor.datatype}, which JSON cannot carry; ask for binary data")
-    flat = tensor.array().reshape(-1)
     if tensor.datatype == "BYTES":
         try:
-            return [cast("bytes", item).decode() for item in flat.tolist()]
+            return orjson.dumps([item.decode() for item in split_bytes(tensor.data)])
         except UnicodeDecodeError as error:
             raise RequestError(f"output {tensor.name!r} is no UTF-8 text; ask for binary data") from error
-    if flat.dtype.kind == "f" and not np.isfinite(cast("npt.NDArray[np.floating]", flat)).all():
-        # orjson would write null: a NaN must not pass as a missing number.
+    text = orjson.dumps(flat_array(tensor.datatype, tensor.data), option=orjson.OPT_SERIALIZE_NUMPY)
+    if b"n" in text:
+        # The only word with an n is null, which stands for NaN and infinity: they must not pass as missing numbers.
         raise RequestError(
             f"output {tensor.name!r} holds NaN or infinity, which JSON cannot carry; ask for binary data",
             status=500,
             kind="non_finite",
         )
-    return flat
+    return text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, cast
+from typing import Final, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -52,12 +52,12 @@ _NUMPY: Final[Mapping[str, str]] = {
     "FP32": "<f4",
     "FP64": "<f8",
 }
+_DTYPES: Final = {name: np.dtype(code) for name, code in {**_NUMPY, "BF16": "<u2"}.items()}
 _OIP: Final = {np.dtype(code).name: name for name, code in _NUMPY.items()}
 _U32: Final = struct.Struct("<I")
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
+class Tensor(NamedTuple):
     """One tensor.
 
     Attributes:
@@ -129,8 +129,12 @@ def to_array(datatype: str, shape: Sequence[int], data: Buffer) -> npt.NDArray[n
         items = np.empty(count(shape), dtype=object)
         items[:] = split_bytes(data)
         return cast("npt.NDArray[np.generic]", items.reshape(tuple(shape)))
-    code = "<u2" if datatype == "BF16" else _NUMPY[datatype]
-    return np.frombuffer(data, dtype=np.dtype(code)).reshape(tuple(shape))
+    return flat_array(datatype, data).reshape(tuple(shape))
+
+
+def flat_array(datatype: str, data: Buffer) -> npt.NDArray[np.generic]:
+    """View the bytes of a datatype of fixed size as a flat array; BF16 as bit patterns (uint16)."""
+    return np.frombuffer(data, _DTYPES[datatype])
 
 
 def from_array(name: str, array: npt.NDArray[np.generic]) -> Tensor:
@@ -158,7 +162,7 @@ def _as_bytes(item: object) -> bytes:
 
 def numpy_dtype(datatype: str) -> np.dtype[np.generic]:
     """Return the little-endian numpy dtype of a fixed-size OIP datatype other than BF16."""
-    return np.dtype(_NUMPY[datatype])
+    return _DTYPES[datatype]
 
 
 def join_bytes(items: object) -> bytes:

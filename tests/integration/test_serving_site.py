@@ -308,8 +308,11 @@ def test_limits(folder: Path) -> None:
             body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}]}
             path = "/v2/models/double/infer"
             # Two are with the replica (its credit), three wait; the next is one too many.
-            waiting = [pool.submit(http.post, path, json=body) for _ in range(4)]
-            site.wait(lambda: _queued(site, "double") == 4, 5, "four wait")
+            # What arrives together would leave in one batch, so they come one after the other.
+            waiting = []
+            for number in range(1, 5):
+                waiting.append(pool.submit(http.post, path, json=body))
+                site.wait(lambda number=number: _queued(site, "double") == number, 5, f"{number} wait")
             gone = socket.create_connection(site.url.removeprefix("http://").split(":"))  # type: ignore[arg-type]
             text = httpx.Request("POST", site.url, json=body).read()
             gone.sendall(f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(text)}\r\n\r\n".encode() + text)

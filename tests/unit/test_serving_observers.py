@@ -18,6 +18,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from orchestrator.serving import access_log as access_log_module
 from orchestrator.serving.access_log import AccessLog
 from orchestrator.serving.exchange import Exchange
+from orchestrator.serving.heads import Head
 from orchestrator.serving.observers import LOG_FILE, Observers
 from orchestrator.serving.otlp import Exporter
 from orchestrator.serving.otlp_settings import OtlpSettings, otlp_settings
@@ -34,9 +35,7 @@ def exchange(**headers: str) -> Exchange:
     sent = {name.replace("_", "-").encode(): value.encode() for name, value in headers.items()}
     made = Exchange(
         SimpleNamespace(lost=False, answered=lambda *_: None, failed=print),
-        b"POST",
-        b"/v2/models/digits/infer?x=1",
-        sent,
+        Head(b"POST", b"/v2/models/digits/infer?x=1", sent, keep_alive=True),
     )  # type: ignore[arg-type]
     made.body = b"12345"
     return made

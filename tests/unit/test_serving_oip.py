@@ -83,7 +83,7 @@ def test_every_answer_survives(data: st.DataObject, binary: bool) -> None:
     length = headers.get("Inference-Header-Content-Length")
     request = parse_request(body, length.encode() if length else None)
     fitted = fit(request, Signature((TensorSpec("x", "FP32", (1, 1)),), specs, 1))
-    pieces, json_size = write_answer(fitted, outputs, name="m", version="3", request_id="i")
+    pieces, json_size = write_answer({}, fitted, outputs, "m", "3", "i")
     reply_headers = {"Inference-Header-Content-Length": str(json_size)} if json_size is not None else {}
     assert (json_size is None) is not binary
     answer = decode_response(b"".join(pieces), reply_headers)
@@ -329,5 +329,5 @@ def test_json_never_hides_a_nan(value: float) -> None:
     body, _ = encode_request({"a": np.zeros((1, 1), np.float32), "b": np.zeros((1, 2), np.int64)}, binary=False)
     fitted = fit(parse_request(body, None), SIGNATURE)
     with pytest.raises(RequestError) as caught:
-        write_answer(fitted, [from_array("y", np.array([value], np.float32))], name="m", version="1", request_id=None)
+        write_answer({}, fitted, [from_array("y", np.array([value], np.float32))], "m", "1", None)
     assert (caught.value.status, caught.value.kind) == (500, "non_finite")
