@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +33,8 @@ def top(
     from orchestrator.cli.output import print_json, say
     from orchestrator.cli.top_table import lines
 
-    with open_admin(open_workplace(environment), site) as admin:
+    # Ctrl-C is how it ends, not an interruption.
+    with open_admin(open_workplace(environment), site) as admin, contextlib.suppress(KeyboardInterrupt):
         found = _looks(admin, interval)
         if as_json:
             _each(found, once, print_json)

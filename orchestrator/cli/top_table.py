@@ -33,7 +33,7 @@ def _title(shown: Mapping[str, Any], clock: str) -> str:
     for router in shown["routers"]:
         lag = _number(router["loop_lag_p99_ms"])
         parts.append(
-            f"router {router['router']}: {router['cpu_percent']:.0f} % CPU, {router['resident_bytes'] / 2**20:.0f} MiB, lag {lag}"
+            f"router {router['router']}: {router['cpu_percent']:.0f} % CPU, {router['resident_bytes'] / 2**20:.0f} MiB, lag {lag} ms"
         )
     # With many routers there is no room for each.
     if len(parts) > 2:
