@@ -16,8 +16,8 @@ from orchestrator.serving.admission import Admission
 from orchestrator.serving.control import CONTROL
 from orchestrator.serving.errors import RequestError
 from orchestrator.serving.exchange import Exchange
+from orchestrator.serving.forms import Forms
 from orchestrator.serving.limits import Limits
-from orchestrator.serving.oip import parse_request
 from orchestrator.serving.routes import Place, Routes
 
 _MODEL: Final = re.compile(r"/v2/models/([^/]*)(?:/versions/([^/]*))?(/infer|/ready|/config|/stats)?")
@@ -40,6 +40,7 @@ class Front:
         self._limits = limits
         self._compat = compat
         self._infer: dict[bytes, Place] = {}
+        self._forms = Forms()
 
     def table_changed(self) -> None:
         """Forget where paths led."""
@@ -126,7 +127,7 @@ class Front:
     def _submit(self, exchange: Exchange, place: Place, arrived: float) -> None:
         headers = exchange.headers
         patience_s = _patience_s(headers[_PATIENCE]) if _PATIENCE in headers else math.inf
-        asked = parse_request(exchange.body, headers.get(b"inference-header-content-length"))
+        asked = self._forms.parse(exchange.body, headers.get(b"inference-header-content-length"))
         self._admission.submit(exchange, place, asked, arrived, patience_s, b"x-orchestrate-probe" in headers)
 
     def _refuse(self, exchange: Exchange, place: Place, error: RequestError, arrived: float) -> None:

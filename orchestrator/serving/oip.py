@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 import orjson
 
 from orchestrator.serving import oip_json
 from orchestrator.serving.errors import RequestError
 from orchestrator.serving.tensors import ITEM_BYTES, MAX_RANK, Buffer, Tensor, check_size, count
+
+if TYPE_CHECKING:
+    from orchestrator.serving.forms import Form
 
 MAX_INPUTS: Final = 64
 MAX_ID_BYTES: Final = 256
@@ -27,16 +29,14 @@ LAST: Final = 1 << 64
 _SCALARS: Final = (str, int, float, bool)
 
 
-@dataclass(frozen=True, slots=True)
-class WantedOutput:
+class WantedOutput(NamedTuple):
     """An output that the client asked for."""
 
     name: str
     binary: bool
 
 
-@dataclass(frozen=True, slots=True)
-class InferRequest:
+class InferRequest(NamedTuple):
     """A request as it was sent; not yet compared with a model.
 
     Attributes:
@@ -47,6 +47,7 @@ class InferRequest:
         timeout_us: The client's own deadline, or None.
         priority: Smaller goes first; 1 is the most urgent.
         raw: The whole body is the one input (header length 0): name, datatype and shape come from the model.
+        form: What it shares with all requests that differ in the values alone; None where nothing is known.
     """
 
     id: str | None
@@ -56,6 +57,7 @@ class InferRequest:
     timeout_us: int | None
     priority: int = LAST
     raw: Buffer | None = None
+    form: Form | None = None
 
 
 def parse_request(body: Buffer, header_length: bytes | None) -> InferRequest:

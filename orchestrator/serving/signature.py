@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from orchestrator.serving.errors import RequestError
 from orchestrator.serving.oip import InferRequest, WantedOutput
@@ -30,8 +31,7 @@ class Signature:
         return batching and (self.inputs, self.outputs) == (other.inputs, other.outputs)
 
 
-@dataclass(frozen=True, slots=True)
-class Fitted:
+class Fitted(NamedTuple):
     """A request in the model's terms.
 
     Attributes:
@@ -55,6 +55,21 @@ def fit(request: InferRequest, signature: Signature) -> Fitted:
     Raises:
         RequestError: It does not fit; the message names the tensor.
     """
+    form = request.form
+    if form is None:
+        return _fit(request, signature)
+    known = form.fits.get(id(signature))
+    if known is None or known[0] is not signature:
+        fitted = _fit(request, signature)
+        form.fits[id(signature)] = signature, fitted._replace(inputs=())
+        return fitted
+    given = request.inputs
+    inputs = tuple([given[spec.name] for spec in signature.inputs])
+    _, wanted, rows, key, size_bytes = known[1]
+    return Fitted(inputs, wanted, rows, key, size_bytes)
+
+
+def _fit(request: InferRequest, signature: Signature) -> Fitted:
     given = request.inputs
     if request.raw is not None:
         given = {signature.inputs[0].name: _raw_input(request.raw, signature)}
