@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from orchestrator.serving.errors import RequestError
+from orchestrator.serving.ending import Ending
 from orchestrator.serving.fairness import Slot, due, wait_s
 from orchestrator.serving.framing import encode_batch, pieces_of
-from orchestrator.serving.lanes import Batch, Lane, Replica, Request
+from orchestrator.serving.lanes import Batch, Lane, Replica, Request, attach
 from orchestrator.serving.link import Frame, Kind, LinkError, decode_tensors, encode
 from orchestrator.serving.queueing import enqueue, take_batch
 from orchestrator.serving.record import Recorder
@@ -23,8 +23,6 @@ from orchestrator.serving.refusals import (
     replicas_lost,
     too_late,
 )
-from orchestrator.serving.serve_settings import MODEL
-from orchestrator.serving.tensors import Tensor
 from orchestrator.serving.waking import Waking
 from orchestrator.serving.wire import read_statuses
 
@@ -33,7 +31,7 @@ _ROUNDING_S: Final = 1e-6
 """Of sums of times; a delay that is over by less may not have been seen to be over."""
 
 
-class Dispatcher:
+class Dispatcher(Ending):
     """Owns every request between its arrival and its answer.
 
     All methods run on the event loop; `now` is `time.monotonic()`.
@@ -54,7 +52,7 @@ class Dispatcher:
         later: Callable[[float, Callable[[], None]], object],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._recorder = recorder
+        super().__init__(recorder)
         self._queue_limit = queue_limit
         self._replica_grace_s = replica_grace_s
         self._soon = soon
@@ -118,46 +116,6 @@ class Dispatcher:
         for lane, now in fresh.items():
             self._pump_lane(lane, now)
 
-    def _finish(
-        self,
-        request: Request,
-        status: int,
-        kind: str,
-        now: float,
-        replica: str = "",
-        batch: int = 0,
-        compute_us: int = 0,
-    ) -> None:
-        lane, queue_s, total_s = request.lane, (request.sent or now) - request.arrived, now - request.arrived
-        if lane.chained and lane.stage == MODEL:
-            return  # the chain records the whole
-        lane.statistics.ended(
-            ok=status == 200, rows=request.fitted.rows, queue_s=queue_s, compute_us=compute_us, total_s=total_s
-        )
-        self._recorder.record(
-            lane.endpoint,
-            lane.generation,
-            status,
-            kind,
-            replica=replica,
-            batch_size=batch,
-            queue_s=queue_s,
-            compute_us=compute_us,
-            total_s=total_s,
-            synthetic=request.synthetic,
-            caller=request.caller,
-            stage=lane.stage,
-        )
-
-    def _fail(self, request: Request, error: RequestError, now: float, replica: str = "") -> None:
-        caller = request.caller
-        if caller.done:
-            return
-        gone = caller.gone
-        caller.refuse(error, request.lane)
-        status, kind = (499, "client_gone") if gone else (error.status, error.kind)
-        self._finish(request, status, kind, now, replica)
-
     # --- batches ---
 
     def _pump_lane(self, lane: Lane, now: float) -> None:
@@ -165,7 +123,7 @@ class Dispatcher:
             free = [r for r in lane.replicas if r.credits > 0 and r.slot.free > 0 and not r.draining]
             if not free:
                 return
-            replica = max(free, key=_free_credits)
+            replica = max(free, key=lambda replica: replica.credits)
             if lane.delay_s and not due(lane, replica, now):
                 return
             self._send_batch(replica, lane, now)
@@ -246,23 +204,6 @@ class Dispatcher:
             else:
                 self._answer(request, next(pieces), replica.name, now, rows, statuses.compute_us)
         self.pump(replica, now)
-
-    def _answer(
-        self, request: Request, outputs: list[Tensor], replica: str, now: float, rows: int, compute_us: int
-    ) -> None:
-        caller = request.caller
-        if caller.done:
-            return
-        gone = caller.gone
-        if request.lane.chained:
-            request.ran = (replica, rows, compute_us)
-        try:
-            caller.answer(request, outputs)
-        except RequestError as error:
-            self._fail(request, error, now, replica)
-            return
-        status, kind = (499, "client_gone") if gone else (200, "")
-        self._finish(request, status, kind, now, replica, rows, compute_us)
 
     def leaves(self, replica: Replica) -> None:
         """The replica wants nothing more: its drain frame follows what was sent to it already."""
@@ -357,15 +298,3 @@ class Dispatcher:
     def replicas(self) -> list[Replica]:
         """Return every registered replica once."""
         return list({id(replica): replica for lane in self.lanes for replica in lane.replicas}.values())
-
-
-def attach(replica: Replica, lane: Lane) -> None:
-    """Let the replica serve the lane."""
-    lane.replicas.append(replica)
-    if lane.signature is None or not lane.generation.builds or replica.signature.max_batch < lane.signature.max_batch:
-        lane.signature = replica.signature
-    replica.lanes.append(lane)
-
-
-def _free_credits(replica: Replica) -> int:
-    return replica.credits

@@ -80,6 +80,8 @@ class Slot:
 
     def next(self, now: float) -> tuple[Replica, Lane] | None:
         """Return which replica runs which lane next, or None where nothing can run now."""
+        if len(self.replicas) == 1 and len(self.replicas[0].lanes) == 1:
+            return _only(self.replicas[0], now)
         found: tuple[Replica, Lane] | None = None
         best = (0.0, 0.0)
         for replica in self.replicas:
@@ -110,6 +112,14 @@ class Slot:
             return
         flow.end += (compute_us - batch.charged_us) / flow.share
         flow.mean_us += (compute_us - flow.mean_us) * (_MEMORY if flow.mean_us else 1.0)
+
+
+def _only(replica: Replica, now: float) -> tuple[Replica, Lane] | None:
+    """The usual case is quick: nobody to compare with."""
+    lane = replica.lanes[0]
+    if not lane.queue or replica.credits <= 0 or replica.draining:
+        return None
+    return (replica, lane) if not lane.delay_s or due(lane, replica, now) else None
 
 
 def due(lane: Lane, replica: Replica, now: float) -> bool:

@@ -248,3 +248,11 @@ class Replica:
 def _headers(generation: Generation) -> bytes:
     safe = generation.device.encode("ascii", "backslashreplace").decode()
     return f"x-orchestrate-bundle: {generation.bundle}\r\nx-orchestrate-device: {safe}\r\n".encode()
+
+
+def attach(replica: Replica, lane: Lane) -> None:
+    """Let the replica serve the lane."""
+    lane.replicas.append(replica)
+    if lane.signature is None or not lane.generation.builds or replica.signature.max_batch < lane.signature.max_batch:
+        lane.signature = replica.signature
+    replica.lanes.append(lane)

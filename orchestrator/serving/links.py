@@ -16,15 +16,14 @@ from orchestrator.serving.link import Frame as LinkFrame
 from orchestrator.serving.link import FrameReader, Kind, LinkError, encode
 from orchestrator.serving.placing import is_shared_out, place
 from orchestrator.serving.queueing import rows_by_shape
+from orchestrator.serving.reports import ReplicaReport, read_report
 from orchestrator.serving.table import RoutingTable
 from orchestrator.serving.tensors import Buffer
 from orchestrator.serving.wire import (
     AgentHello,
     ReplicaHello,
-    ReplicaReport,
     read_credit,
     read_hello,
-    read_report,
 )
 
 _log: Final = logging.getLogger(__name__)

@@ -9,21 +9,20 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Collection, Coroutine, Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from orchestrator.core.errors import IntegrityError
 from orchestrator.serving.config import AgentSettings
-from orchestrator.serving.room import Proofs, folder_bytes, no_room, resident_bytes, room
-from orchestrator.serving.serve_settings import MODEL, read_serve_settings
+from orchestrator.serving.reports import ReplicaReport
+from orchestrator.serving.resident import Key, Model
+from orchestrator.serving.room import Proofs, folder_bytes, no_room, room
+from orchestrator.serving.serve_settings import read_serve_settings
 from orchestrator.serving.stages import with_stages
 from orchestrator.serving.supervise import Supervised
-from orchestrator.serving.wire import Placement, ReplicaReport
+from orchestrator.serving.wire import Placement
 
 _log: Final = logging.getLogger("orchestrator.serving.agent")
-Key = tuple[str, str, str]
-"""Endpoint, bundle, variant."""
 _LEAST_STAY_S, _MOST_STAY_S = 0.2, 5.0
 """A model stays for at least the time that its load took, within these: whoever waits for it must get its answer."""
 _FIRST_RETRY_S, _MAX_RETRY_S = 0.5, 60.0
@@ -32,53 +31,6 @@ _POLL_S: Final = 0.05
 _SETTLE_S: Final = 0.02
 """Before a choice of what is unloaded: a replica that has just answered says so a moment later."""
 _SAMPLE_S: Final = 2.0
-
-
-class Model:
-    """One model that the table places here; `parts` are its stages, `running` those that have a process."""
-
-    def __init__(self, parts: list[Placement]) -> None:
-        self.parts = parts
-        self.running: dict[str, Supervised] = {}
-        self.lazy = self.proven = False
-        self.placed = True
-        self.state, self.error, self.tail = "cold", "", ""
-        self.failures = self.loads = self.unloads = self.memory_bytes = 0
-        self.retry_at = self.ready_at = self.load_s = 0.0
-
-    @property
-    def key(self) -> Key:
-        """What a wake or unload frame names."""
-        return (self.parts[0].endpoint, *self.parts[0].build)
-
-    @property
-    def used_at(self) -> float:
-        """When it computed last, or was loaded; monotonic seconds."""
-        return max([self.ready_at, *(part.used_at for part in self.running.values())])
-
-    def measure(self) -> None:
-        """Take in what its processes hold."""
-        found = sum(resident_bytes(part.report().pid) for part in self.running.values())
-        self.memory_bytes = found or self.memory_bytes
-
-    def reports(self, now: float) -> list[ReplicaReport]:
-        """Return what the router is told."""
-        facts = {
-            "load": "lazy" if self.lazy else "always",
-            "proven": self.lazy and self.proven and self.state != "failed",
-            "loads": self.loads,
-            "unloads": self.unloads,
-            "load_s": round(self.load_s, 3),
-            "memory_bytes": self.memory_bytes,
-            "retry_s": round(max(0.0, self.retry_at - now), 3) if self.state == "failed" else 0.0,
-        }
-        if not self.lazy:
-            return [replace(part.report(), **(facts if s == MODEL else {})) for s, part in self.running.items()]
-        one = self.parts[0]
-        pid = self.running[MODEL].report().pid if MODEL in self.running else 0
-        state = "starting" if not self.proven and self.state in ("cold", "loading") else self.state
-        row = ReplicaReport(one.endpoint, one.bundle, state, self.failures, pid, self.error[:500], self.tail, one.variant)
-        return [replace(row, **facts)]
 
 
 class Residents:
@@ -123,7 +75,7 @@ class Residents:
         if not model.lazy:
             self._start(model)
         elif model.running:
-            if model.state != "stopping":
+            if model.state in ("loading", "ready"):
                 self._start(model)
         elif not model.proven:
             proof = self._proofs.read(parts[0])

@@ -8,9 +8,9 @@ from typing import Final
 
 from orchestrator.core.errors import IntegrityError
 from orchestrator.serving.chain import client_signature
-from orchestrator.serving.dispatch import Dispatcher, attach
+from orchestrator.serving.dispatch import Dispatcher
 from orchestrator.serving.errors import RequestError
-from orchestrator.serving.lanes import Lane
+from orchestrator.serving.lanes import Lane, attach
 from orchestrator.serving.refusals import no_replica
 from orchestrator.serving.serve_settings import DEFAULTS, ServeSettings, read_serve_settings
 from orchestrator.serving.signature import Signature

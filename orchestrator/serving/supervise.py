@@ -20,9 +20,10 @@ from orchestrator.core.errors import DeviceError
 from orchestrator.core.files import private_folder, write_json
 from orchestrator.core.redact import redact_text
 from orchestrator.serving.config import AgentSettings
+from orchestrator.serving.reports import ReplicaReport
 from orchestrator.serving.runtimes.api import REHEARSAL
 from orchestrator.serving.slot_device import cann_variables
-from orchestrator.serving.wire import Placement, ReplicaReport
+from orchestrator.serving.wire import Placement
 
 _log: Final = logging.getLogger("orchestrator.serving.agent")
 _FIRST_PAUSE_S: Final = 0.1
@@ -60,9 +61,7 @@ class Supervised:
     ) -> None:
         self.placement = placement
         build = "-".join(short(digest) for digest in placement.build if digest)
-        self._slot = name
-        self._load = load
-        self.used_at = 0.0
+        self._slot, self._load, self.used_at = name, load, 0.0
         self._name = f"{name}.{placement.endpoint}.{build}"
         if placement.stage != "model":
             self._name += f".{placement.stage}"

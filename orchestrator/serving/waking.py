@@ -11,9 +11,9 @@ import orjson
 from orchestrator.core.files import write_json
 from orchestrator.serving.lanes import Lane, Replica
 from orchestrator.serving.link import Kind
+from orchestrator.serving.reports import ReplicaReport
 from orchestrator.serving.signature import Signature
 from orchestrator.serving.tensors import TensorSpec
-from orchestrator.serving.wire import ReplicaReport
 
 _AGAIN_S: Final = 0.5
 """A wake is sent again after this time: the agent may have ended with the first."""
@@ -21,7 +21,8 @@ _MOST_KNOWN: Final = 2000
 _MORE_S: Final = 5.0
 _WAITED_S: Final = 1.0
 """A model that is loaded, and whose requests wait for longer than this, is loaded on another slot too, every `_MORE_S`."""
-_ABSENT: Final = ("cold", "stopping", "failed")
+_ABSENT: Final = ("cold", "starting", "stopping", "failed")
+"""`starting`: one that was never loaded may wait its turn behind many others."""
 
 
 class Agent(Protocol):

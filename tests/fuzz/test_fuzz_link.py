@@ -16,12 +16,12 @@ from support.link_replica import Answer, echo, reply, specs
 from support.memory_router import MemoryRouter
 
 from orchestrator.serving.link import Frame, Kind, LinkError, decode_tensors, encode
+from orchestrator.serving.reports import read_report
 from orchestrator.serving.tensors import Tensor
 from orchestrator.serving.wire import (
     read_credit,
     read_hello,
     read_placements,
-    read_report,
     read_rows,
     read_statuses,
 )
