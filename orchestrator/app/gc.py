@@ -68,7 +68,7 @@ def _served(ledger: Ledger) -> set[str]:
     """Return the bundles of every generation, which a rollback may want, and all that they were made from."""
     generations = [g for endpoint in ledger.generations.endpoints() for g in ledger.generations.list(endpoint)]
     found: set[str] = set()
-    todo = [digest for g in generations for digest in (g.bundle, g.artifact, g.variant_artifact) if digest]
+    todo = [digest for g in generations for digest in (g.bundle, g.artifact, *g.variant_artifacts) if digest]
     while todo:
         digest = todo.pop()
         if digest not in found:

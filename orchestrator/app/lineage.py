@@ -56,7 +56,7 @@ def lineage(ledger: Ledger, asked: str) -> Lineage:
     everything = [*back, *(d for d in forward if d not in back)]
     rows = {digest: ledger.artifacts.get(digest) for digest in everything}
     generations = [g for endpoint in ledger.generations.endpoints() for g in ledger.generations.list(endpoint)]
-    touched = [g for g in generations if {g.artifact, g.bundle, g.variant_artifact} & set(rows)]
+    touched = [g for g in generations if {g.artifact, g.bundle, *g.variant_artifacts} & set(rows)]
     makers = (row.execution for row in rows.values() if row is not None and row.execution)
     own = [asked] if _is_execution(ledger, asked) else []
     executions = list(dict.fromkeys([*own, *makers]))
@@ -99,7 +99,7 @@ def _seeds(ledger: Ledger, asked: str) -> list[str]:
 
 def _built(row: Generation) -> list[str]:
     """Return what a generation serves: its bundle and, where one is loaded, its variant."""
-    return [digest for digest in (row.bundle, row.variant_artifact) if digest]
+    return [digest for digest in (row.bundle, *row.variant_artifacts) if digest]
 
 
 def _is_execution(ledger: Ledger, asked: str) -> bool:

@@ -269,6 +269,12 @@ class Generation(_Served):
     created_at: float
     changed_at: float
 
+    @property
+    def variant_artifacts(self) -> tuple[str, ...]:
+        """Digests of the stored artifacts that hold its variants, for whatever SoC."""
+        found = (self.variant_artifact, *(str(build["variant_artifact"]) for build in self.builds))
+        return tuple(dict.fromkeys(digest for digest in found if digest))
+
 
 @dataclass(frozen=True, slots=True)
 class TableStamp:
