@@ -20,6 +20,8 @@ _ALIGN: Final = 8
 _MAGIC: Final = b"OL"
 _PREFIX: Final = struct.Struct("<2sBBIII")
 _PAD: Final = bytes(_ALIGN)
+_BLANK: Final = b" " * _ALIGN
+"""Behind the head, so that the body begins at a multiple of 8 and its receiver need not move it."""
 
 
 class Kind(IntEnum):
@@ -46,7 +48,7 @@ class LinkError(ServingError):
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One received frame; `body` is owned by the frame."""
+    """One received frame; `body` is owned by the frame, and begins at a multiple of 8 bytes in memory."""
 
     kind: Kind
     id: int
@@ -89,6 +91,7 @@ def encode_tensors(
         body.extend(pieces)
         place += gap + size
     text = orjson.dumps({**head, key: described})
+    text += _BLANK[: -(_PREFIX.size + len(text)) % _ALIGN]
     return [_prefix(kind, len(text), place, number) + text, *body]
 
 
@@ -158,20 +161,25 @@ class FrameReader:
         Raises:
             LinkError: Wrong magic, version, kind, size or head. The reader is of no use after that.
         """
-        buffer = self._buffer
-        buffer += data
-        if len(buffer) < self._needed:
-            return ()
+        found: bytes | bytearray
+        if self._buffer:
+            self._buffer += data
+            if len(self._buffer) < self._needed:
+                return ()
+            # The frames take the buffer over; views of it are all that they hold.
+            found, self._buffer = self._buffer, bytearray()
+        else:
+            found = data if isinstance(data, bytes) else bytes(data)
         frames: list[Frame] = []
-        place = 0
-        while (end := self._end(buffer, place)) <= len(buffer):
-            frames.append(_frame(buffer, place, end))
+        view, place = memoryview(found), 0
+        while (end := self._end(view, place)) <= len(found):
+            frames.append(_frame(view, place, end))
             place = end
-        del buffer[:place]
+        self._buffer += view[place:]
         self._needed = end - place
         return frames
 
-    def _end(self, buffer: bytearray, place: int) -> int:
+    def _end(self, buffer: memoryview, place: int) -> int:
         """Return where the frame at `place` ends; where its prefix ends, while that is still incomplete."""
         if len(buffer) - place < _PREFIX.size:
             return place + _PREFIX.size
@@ -183,17 +191,16 @@ class FrameReader:
         return place + _PREFIX.size + head_size + body_size
 
 
-def _frame(buffer: bytearray, place: int, end: int) -> Frame:
-    _, _, kind, head_size, _, number = _PREFIX.unpack_from(buffer, place)
+def _frame(view: memoryview, place: int, end: int) -> Frame:
+    _, _, kind, head_size, _, number = _PREFIX.unpack_from(view, place)
     start = place + _PREFIX.size
-    view = memoryview(buffer)
     try:
         head = orjson.loads(view[start : start + head_size])
-        body = bytes(view[start + head_size : end])
     except orjson.JSONDecodeError as error:
         raise LinkError(f"bad frame: head is no JSON: {error}") from error
-    finally:
-        view.release()
     if not isinstance(head, dict):
         raise LinkError("bad frame: head is no JSON object")
-    return Frame(_KINDS[kind], number, cast("dict[str, object]", head), body)
+    body = view[start + head_size : end]
+    return Frame(
+        _KINDS[kind], number, cast("dict[str, object]", head), bytes(body) if (start + head_size) % _ALIGN else body
+    )

@@ -26,6 +26,7 @@ from orchestrator.serving.wire import (
     read_hello,
 )
 
+_JOIN_BYTES: Final = 1 << 16
 _log: Final = logging.getLogger(__name__)
 _SETTLE_S: Final = 0.5
 
@@ -152,7 +153,10 @@ class LinkConnection(asyncio.Protocol):
 
     def _send(self, pieces: Sequence[Buffer]) -> None:
         if not self._transport.is_closing():
-            self._transport.writelines(pieces)
+            if sum(map(len, pieces)) <= _JOIN_BYTES:
+                self._transport.write(b"".join(pieces))
+            else:
+                self._transport.writelines(pieces)
 
     def tell(self, kind: Kind, head: Mapping[str, object]) -> None:
         """Send the agent a frame without a body."""
