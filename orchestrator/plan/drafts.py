@@ -10,7 +10,7 @@ from orchestrator.environment import Environment
 from orchestrator.plan import conversion
 from orchestrator.plan.deployment import draft_deploy
 from orchestrator.plan.model import Draft, Input, Retries
-from orchestrator.plan.serving import bundle_entrypoints, serve_spec
+from orchestrator.plan.serving import bundle_entrypoints, serve_entrypoints, serve_spec
 from orchestrator.recipe import Recipe
 from orchestrator.recipe.model import Target
 
@@ -110,6 +110,9 @@ class _Drafts:
         )  # own steps may make their data
         spec = {**self._model_spec(), **self._cann, "samples": samples[0] if samples else None, "samples_count": 1}
         entrypoints = [self._factory(), *samples]
+        if not self._own:
+            spec |= serve_spec(self._recipe)
+            entrypoints += serve_entrypoints(self._recipe)
         return self._worker("preflight", spec, entrypoints=entrypoints, data=self._data if samples else None)
 
     def _train(self) -> Draft:

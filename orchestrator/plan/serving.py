@@ -37,9 +37,14 @@ def serve_spec(recipe: Recipe) -> dict[str, Any]:
 
 def bundle_entrypoints(recipe: Recipe) -> list[str]:
     """Return the entry points whose code the bundle carries or is proved with."""
+    return [*([recipe.samples] if recipe.samples else []), *serve_entrypoints(recipe)]
+
+
+def serve_entrypoints(recipe: Recipe) -> list[str]:
+    """Return the entry points of the `serve:` block."""
     serve = recipe.serve
     stages = (serve.preprocess, serve.postprocess, serve.samples) if serve is not None else ()
-    return [entrypoint for entrypoint in (recipe.samples, *stages) if entrypoint]
+    return [entrypoint for entrypoint in stages if entrypoint]
 
 
 def _packaged(name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -13,11 +13,13 @@ from orchestrator.bundle.names import check_file_names
 from orchestrator.bundle.serve_golden import SERVE_GOLDEN, ServeGolden, write_serve_golden
 from orchestrator.core.digests import canonical_json, sha256_file
 from orchestrator.core.errors import GateError, UserCodeError
+from orchestrator.graph.spec import TensorSpec
 from orchestrator.recipe.source_files import source_files
 from orchestrator.recipe.source_path import is_in_package, source_path
 from orchestrator.serving.runtimes.api import ExecutionFailed, InputRejected
 from orchestrator.serving.runtimes.stage_call import call_stage
 from orchestrator.serving.serve_settings import (
+    SCHEMA,
     SERVE_FOLDER,
     SERVE_JSON,
     ServeSettings,
@@ -55,8 +57,7 @@ def serve_files(
     if spec is None:
         return {}
     files = stage_files(ctx.recipe_dir, spec)
-    row = {key: value for key, value in spec.items() if key not in ("samples", "further")}
-    row |= {"schema": 1, "files": {name: sha256_file(path) for name, path in files.items()}}
+    row = _serve_json(spec, {name: sha256_file(path) for name, path in files.items()})
     made = ctx.out / "serve"
     made.mkdir(parents=True)
     (made / SERVE_JSON).write_bytes(canonical_json(row))
@@ -67,6 +68,40 @@ def serve_files(
         write_serve_golden(made / SERVE_GOLDEN, _prove(ctx.recipe_dir, settings, card, asked, predict))
         files[SERVE_GOLDEN] = made / SERVE_GOLDEN
     return files
+
+
+def try_stages(ctx: StepContext, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> str:
+    """Look before anything is trained: the files can be carried, the stages import, and `preprocess` gives the model's inputs.
+
+    What `postprocess` makes of the outputs is seen only once they mean something.
+
+    Args:
+        ctx: Of the step; its spec holds the recipe's `serve:` block.
+        inputs: Of the untrained model.
+        outputs: Likewise.
+
+    Returns:
+        One line of evidence.
+
+    Raises:
+        UserCodeError: A stage does not import, or `preprocess` fails on a sample or gives something else than declared.
+        GateError: A file cannot be carried.
+    """
+    spec = ctx.spec["serve"]
+    files = stage_files(ctx.recipe_dir, spec)
+    settings = parse_serve_settings(_serve_json(spec, {}))
+    if settings.postprocess:
+        load_entrypoint(settings.postprocess, ctx.recipe_dir)
+    if not settings.preprocess:
+        return f"{len(files)} files"
+    card = {"inputs": [tensor.to_json() for tensor in inputs], "outputs": [tensor.to_json() for tensor in outputs]}
+    found = _run(ctx.recipe_dir, settings, card, "preprocess", _asked(ctx, str(spec["samples"])))
+    return f"{len(files)} files; " + ", ".join(f"{n} {value.dtype}{list(value.shape)}" for n, value in found.items())
+
+
+def _serve_json(spec: Mapping[str, Any], digests: Mapping[str, str]) -> dict[str, Any]:
+    row = {key: value for key, value in spec.items() if key not in ("samples", "further")}
+    return {**row, "schema": SCHEMA, "files": dict(digests)}
 
 
 def stage_files(folder: Path, spec: Mapping[str, Any]) -> dict[str, Path]:

@@ -12,6 +12,7 @@ from orchestrator.graph.run_onnx import OnnxModel
 from orchestrator.graph.spec import check_arrays
 from orchestrator.graph.torch_model import build
 from orchestrator.steps.api import StepContext, StepResult
+from orchestrator.steps.bundle_serve import try_stages
 from orchestrator.steps.export import export
 from orchestrator.steps.model_inputs import real_samples, tensor_specs
 from orchestrator.steps.preflight_targets import TargetCheck, check_target, refusal, warnings
@@ -32,7 +33,7 @@ def run(ctx: StepContext) -> StepResult:
     """Check the untrained model against every target.
 
     Raises:
-        UserCodeError: The factory failed, or `samples` does, or its first sample does not fit the recipe.
+        UserCodeError: The factory failed, or `samples` or a stage of `serve:` does, or its first sample does not fit.
         GateError: It does not export, does not load, or does not fit the recipe or a target; nothing was trained yet.
     """
     checks, asked = _Checks(), list(ctx.spec.get("targets", ()))
@@ -47,6 +48,8 @@ def run(ctx: StepContext) -> StepResult:
     if ctx.spec.get("samples"):
         sample = real_samples(ctx, tensor_specs(ctx)[0])
         checks.add("samples", ", ".join(f"{name} {value.dtype}{list(value.shape)}" for name, value in sample.items()))
+    if ctx.spec.get("serve"):
+        checks.add("stages", try_stages(ctx, *tensor_specs(ctx)))
     found: list[TargetCheck] = []
     for number, target in enumerate(asked):
         ctx.events.progress(2 + number, total, f"target {target['name']}")

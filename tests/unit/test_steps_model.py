@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -209,6 +210,24 @@ def test_samples_that_do_not_fit_are_refused(
     spec = {"model": MODEL, "targets": [], "samples": f"user_functions:{function}", "samples_count": 8}
     with pytest.raises(error, match=says):
         bench.run(parity, spec, checkpoint=bench.checkpoint, onnx=onnx)
+
+
+def test_stages_are_tried_before_anything_is_trained(bench: Bench) -> None:
+    code = "import numpy as np\ndef pre(given):\n    return {'x': np.repeat(given['n'], 4, 1).astype(np.float32)}\n"
+    (bench.recipe / "stage.py").write_text(code + "def asked(n):\n    yield {'n': np.ones((1, 1), np.int64)}\n")
+    keys = ("postprocess", "outputs", "max_batch", "priority")
+    serve = dict.fromkeys(keys) | {"preprocess": "stage:pre", "samples": "stage:asked", "further": {}, "share": 1.0}
+    serve |= {"isolation": "process", "max_queue_delay_ms": 0.0, "pinned": False}
+    serve |= {"inputs": [{"name": "n", "dtype": "int64", "shape": ["batch", 1]}]}
+    spec = {"model": MODEL, "targets": [], "samples_count": 1, "serve": serve}
+    checks = {row["check"]: row["evidence"] for row in report(bench.run(preflight, spec))["checks"]}
+    assert checks["stages"] == "1 files; x float32[1, 4]"
+    (bench.recipe / "stage.py").write_text(
+        code.replace("'x'", "'z'") + "def asked(n):\n    yield {'n': np.ones((1, 1), int)}\n"
+    )
+    sys.modules.pop("stage", None)
+    with pytest.raises(UserCodeError, match="preprocess stage:pre gave \\['z'\\], expected \\['x'\\]"):
+        bench.run(preflight, spec)
 
 
 def test_a_bundle_holds_what_torch_answered_to_real_samples(bench: Bench, onnx: Path, tmp_path: Path) -> None:
