@@ -66,6 +66,8 @@ class RouterChild(Child):
         config = self.site.folder / f"{self.name}.json"
         settings = {**self.site.serving.router_json(), "state": str(self._folder), "router": self._number}
         settings |= {"admin": admin_socket(self.site, self._number), "link": link_socket(self.site, self._number)}
+        if self.site.serving.link_port:
+            settings["link_port"] = self.site.serving.link_port + self._number
         others = range(1, self.site.serving.routers)
         if self._lead is not None:
             self._told = (self._lead.url, self._lead.grpc)

@@ -26,6 +26,8 @@ class LocalServing:
     tls_cert: str = ""
     tls_key: str = ""
     tls_client_ca: str = ""
+    link_port: int = 0
+    link_token_file: str = ""
     queue_limit: int = 1024
     request_timeout_s: float = 30.0
     compat: str = "none"
@@ -40,10 +42,13 @@ class LocalServing:
             UsageError: They could not.
         """
         from orchestrator.serving.auth import read_tokens
+        from orchestrator.serving.remote_link import read_token
         from orchestrator.serving.tls import Tls
 
         if self.tokens_file:
             read_tokens(Path(self.tokens_file))
+        if self.link_token_file:
+            read_token(Path(self.link_token_file))
         if self.tls_cert:
             Tls(self.tls_cert, self.tls_key, self.tls_client_ca)
 
@@ -66,6 +71,8 @@ def local_serving(serving: Serving) -> LocalServing:
         tls_cert=_absolute(tls.cert if tls else None),
         tls_key=_absolute(tls.key if tls else None),
         tls_client_ca=_absolute(tls.client_ca if tls else None),
+        link_port=serving.link.port if serving.link else 0,
+        link_token_file=_absolute(serving.link.token_file if serving.link else None),
         queue_limit=serving.queue_limit,
         request_timeout_s=serving.request_timeout,
         compat=serving.compat,

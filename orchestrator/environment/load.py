@@ -42,6 +42,8 @@ def _cross_check(environment: Environment) -> Iterator[tuple[Loc, str]]:
             yield ("pools", name, "site"), f"there is no site `{pool.site}`{did_you_mean(pool.site, environment.sites)}"
     for name, site in environment.sites.items():
         serving = site.serving
+        if serving.link is not None and serving.tls is None and not is_loopback(serving.host):
+            yield ("sites", name, "serving", "link"), "a link that other hosts reach needs `tls`"
         if not is_loopback(serving.host) and not serving.guarded:
             yield (
                 ("sites", name, "serving", "host"),

@@ -46,6 +46,15 @@ class Tls(Model):
     )
 
 
+class RemoteLink(Model):
+    """The routers' link for agents and replicas on other hosts, in TLS where `host` is no loopback address."""
+
+    port: Whole = Field(ge=1, le=65000, description="TCP port of router 0's link; router N has the Nth after it.")
+    token_file: FilePath = Field(
+        description="Secret of 32 or more characters that both ends know (`openssl rand -hex 32`); mode 0600."
+    )
+
+
 class AccessLog(Model):
     """The access log."""
 
@@ -68,6 +77,7 @@ class Serving(Model):
         None, description="Bearer tokens, one `name:sha256[:rate_per_s[:burst]]` a line; `endpoint token` writes it."
     )
     tls: Tls | None = Field(None, description="TLS; none when absent.")
+    link: RemoteLink | None = Field(None, description="Link for other hosts; none when absent.")
     queue_limit: Whole = Field(1024, ge=1, description="Requests that may wait per generation and router; then 429.")
     request_timeout: Duration = Field(30.0, description="From a request's last byte to its answer; then 504.")
     compat: Literal["none", "triton"] = Field(
@@ -79,7 +89,10 @@ class Serving(Model):
         None, description="Where spans go: the http(s) address of an OpenTelemetry collector; no spans when absent."
     )
     metrics_port: Whole = Field(
-        -1, ge=-1, le=65535, description="Loopback port of `GET /metrics` for Prometheus; 0 takes a free one, -1 is none."
+        -1,
+        ge=-1,
+        le=65535,
+        description="Loopback port of `GET /metrics` for Prometheus; 0 takes a free one, -1 is none.",
     )
 
     @property

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import Any, ClassVar, Final, Protocol, TypeVar, cast
 
 import orjson
 
@@ -16,7 +16,23 @@ from orchestrator.core.errors import UsageError
 _MAX_SOCKET_PATH: Final = 100
 """Linux allows 107 bytes in sockaddr_un."""
 
-_Settings = TypeVar("_Settings", "RouterSettings", "ReplicaSettings", "AgentSettings")
+
+class Settings(Protocol):
+    """What the settings of every process have."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def parent_pid(self) -> int:
+        """When not 0, the process dies with this parent."""
+        ...
+
+    def check(self) -> None:
+        """Raise `UsageError` when a value cannot work."""
+        ...
+
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +61,8 @@ class RouterSettings:
         router: Its number among the routers of the site; 0 leads.
         peers: For router 0: admin sockets of the others, router 1 first.
         lead_table: For the others: where router 0 keeps its table.
+        link_port: TCP port of the link for other hosts, on `host`; 0 is none.
+        link_token_file: The token that those who dial it must know.
     """
 
     host: str
@@ -68,6 +86,8 @@ class RouterSettings:
     router: int = 0
     peers: Sequence[str] = ()
     lead_table: str = ""
+    link_port: int = 0
+    link_token_file: str = ""
 
     @property
     def shared(self) -> bool:
@@ -77,8 +97,8 @@ class RouterSettings:
     def check(self) -> None:
         """Raise `UsageError` when a value cannot work."""
         self._check_guarded()
-        _check_socket(self.admin)
-        _check_socket(self.link)
+        check_socket(self.admin)
+        check_socket(self.link)
         if self.compat not in ("none", "triton"):
             raise UsageError(f"bad router settings: compat {self.compat!r}", hint="use none or triton")
         ports_fit = 0 <= self.port < 65536 and min(self.grpc_port, self.metrics_port) >= -1
@@ -94,7 +114,19 @@ class RouterSettings:
                 hint="router 0 has peers; every other one has lead_table and a port",
             )
 
+    def _check_link(self) -> None:
+        if bool(self.link_port) != bool(self.link_token_file) or not 0 <= self.link_port < 65536:
+            raise UsageError(
+                f"bad router settings: link_port {self.link_port} needs link_token_file, and the other way"
+            )
+        if self.link_port and not self.tls_cert and not is_loopback(self.host):
+            raise UsageError(
+                f"the router refuses links from other hosts on {self.host!r} in plain text",
+                hint="set tls_cert and tls_key",
+            )
+
     def _check_guarded(self) -> None:
+        self._check_link()
         if bool(self.tls_cert) != bool(self.tls_key) or (self.tls_client_ca and not self.tls_cert):
             raise UsageError(
                 f"TLS needs a certificate and its key: tls_cert {self.tls_cert!r}, tls_key {self.tls_key!r}",
@@ -146,7 +178,7 @@ class AgentSettings:
     def check(self) -> None:
         """Raise `UsageError` when a value cannot work."""
         for path in (self.link, *self.links):
-            _check_socket(path)
+            check_socket(path)
         if self.slots < 1 or not self.pool or not self.device:
             raise UsageError(f"bad agent settings: pool {self.pool!r}, device {self.device!r}, slots {self.slots}")
         if self.models not in ("always", "lazy") or self.memory_bytes < 0:
@@ -202,14 +234,14 @@ class ReplicaSettings:
     def check(self) -> None:
         """Raise `UsageError` when a value cannot work."""
         for path in (self.link, *self.links):
-            _check_socket(path)
+            check_socket(path)
         if self.stall_s <= 0 or self.load_s <= 0:
             raise UsageError(f"bad replica settings: stall_s {self.stall_s}, load_s {self.load_s}")
         if self.stage not in ("preprocess", "model", "postprocess"):
             raise UsageError(f"bad replica settings: stage {self.stage!r}")
 
 
-def read_settings(kind: type[_Settings], path: Path) -> _Settings:
+def read_settings(kind: type[AnySettings], path: Path) -> AnySettings:
     """Read and check a settings file.
 
     Raises:
@@ -222,7 +254,7 @@ def read_settings(kind: type[_Settings], path: Path) -> _Settings:
     return parse_settings(kind, data, str(path))
 
 
-def parse_settings(kind: type[_Settings], data: object, place: str) -> _Settings:
+def parse_settings(kind: type[AnySettings], data: object, place: str) -> AnySettings:
     """Check settings that are parsed JSON already.
 
     Raises:
@@ -256,6 +288,7 @@ def _fits(value: object, kind: str) -> bool:
     return isinstance(value, types) and not isinstance(value, bool)
 
 
-def _check_socket(path: str) -> None:
+def check_socket(path: str) -> None:
+    """Raise `UsageError` when no Unix socket can have this path."""
     if not path or len(path.encode()) > _MAX_SOCKET_PATH:
         raise UsageError(f"socket path {path!r} must have 1 to {_MAX_SOCKET_PATH} bytes", hint="use a short folder")

@@ -33,6 +33,7 @@ from orchestrator.serving.metrics_door import MetricsDoor
 from orchestrator.serving.observers import Observers
 from orchestrator.serving.peers import Peers
 from orchestrator.serving.record import Recorder
+from orchestrator.serving.remote_link import listen
 from orchestrator.serving.routes import Routes
 from orchestrator.serving.start import start
 from orchestrator.serving.table import EMPTY, RoutingTable
@@ -132,6 +133,8 @@ class Router:
         # Not before: a table that the leading router could not hand over has been written by now.
         self.apply(self.load_table())
         servers.append(await self._unix_server(self.links.protocol, self.settings.link))
+        if self.settings.link_port:
+            servers.append(await self._remote_links())
         await self.doors.open()
         await self.metrics_door.open()
         self._write_state()
@@ -143,6 +146,10 @@ class Router:
         gc.set_threshold(50_000, 50, 50)
         await stop.wait()
         await self._stop(servers)
+
+    async def _remote_links(self) -> asyncio.Server:
+        place = (self.settings.host, self.settings.link_port, Path(self.settings.link_token_file))
+        return await listen(self.links, *place, self.doors.tls_context)
 
     async def _unix_server(self, protocol: Any, path: str) -> asyncio.Server:
         with contextlib.suppress(FileNotFoundError):

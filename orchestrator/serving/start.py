@@ -8,18 +8,16 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 from orchestrator.core.errors import OrchestratorError
 from orchestrator.core.processes import die_with_parent
 from orchestrator.core.redact import RedactingFilter
-from orchestrator.serving.config import AgentSettings, RouterSettings, read_settings
+from orchestrator.serving.config import AnySettings, read_settings
 
-_Settings = TypeVar("_Settings", RouterSettings, AgentSettings)
 _PARENT_GONE = 3
 
 
-def start(module: str, kind: type[_Settings], serve: Callable[[_Settings], None], argv: list[str] | None) -> int:
+def start(module: str, kind: type[AnySettings], serve: Callable[[AnySettings], None], argv: list[str] | None) -> int:
     """Run `serve` with the settings that `--config` names; returns the exit code.
 
     Args:

@@ -71,6 +71,7 @@ BROKEN = {
     "null_section": ("state: there", "tracking:", "2:1: tracking: must be a mapping, not null"),
     "ledger": ("state: there", "ledger: {url: 'mysql://u:hunter22@h/d'}", "2:15: ledger.url: 'mysql://***@h/d' is no address of a ledger (write sqlite:////absolute/path or postgresql+psycopg://host/database)"),
     "store_outside": ("state: there", "store: ../store", "2:8: store: '../store' is not a folder under `state`"),
+    "link_in_the_clear": ("allow_cpu: true", "serving: {host: 10.0.0.1, tokens_file: t, link: {port: 7000, token_file: l}}", "3:78: sites.local.serving.link: a link that other hosts reach needs `tls`"),
     "anchor": ("state: there", "state: &x there", "2:8: anchors (&x) are not allowed; write the value out"),
 }  # fmt: skip
 
