@@ -69,7 +69,7 @@ class Contender:
     packages: tuple[str, ...] = ()
     environment: str = ""
     model: str = ""
-    ready_s: float = 60.0
+    ready_s: float = 90.0
 
     def python(self) -> Path:
         """Return its interpreter.
@@ -191,7 +191,7 @@ _RAY: Final = {
     "absent": {"grpc": "its gRPC proxy needs a servicer of the user's: another program"},
     "packages": ("ray[serve]==2.60.0", _ORT, "uvloop", "httptools", "orjson"),
     "environment": "serve-ray",
-    "ready_s": 120.0,
+    "ready_s": 180.0,
 }
 
 CONTENDERS: Final[tuple[Contender, ...]] = (

@@ -9,63 +9,24 @@ connection, or for this process, waits on the server's account, so that nothing 
 
 from __future__ import annotations
 
-import base64
 import json
 import select
 import socket
 import sys
 import time
 from collections import Counter, deque
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from serving_bench.histogram import CHUNK, Histogram
+from serving_bench.job import Job
 from serving_bench.processes import cpu_us, members, memory_mib
 from serving_bench.schedule import Schedule
-from serving_bench.wire import BROKEN, Grpc, Http1, Request
+from serving_bench.wire import BROKEN, Grpc, Http1
 
 _READ = 1 << 18
 _DRAIN_S = 10.0
 _now = time.perf_counter_ns
-
-
-@dataclass(frozen=True)
-class Job:
-    """What to do.
-
-    Attributes:
-        protocol: http | grpc.
-        path: gRPC: the method.
-        rate: Requests a second of the open loop; 0 = closed loop.
-        fixed: All good answers have the same length.
-        check_every: Of how many good answers the content is checked.
-        mark: The server's, for its CPU; empty without.
-    """
-
-    port: int
-    requests: tuple[Request, ...]
-    protocol: str = "http"
-    path: str = ""
-    connections: int = 32
-    seconds: float = 3.0
-    warmup_s: float = 1.0
-    rate: float = 0.0
-    seed: int = 1
-    fixed: bool = True
-    check_every: int = 16
-    mark: str = ""
-
-    def to_json(self) -> str:
-        """Return the text that this program reads."""
-        rows = [[base64.b64encode(r.wire).decode(), base64.b64encode(r.needle).decode()] for r in self.requests]
-        return json.dumps({**asdict(self), "requests": rows})
-
-    @classmethod
-    def from_json(cls, text: str) -> Job:
-        """Read it again."""
-        body = json.loads(text)
-        rows = tuple(Request(base64.b64decode(wire), base64.b64decode(needle)) for wire, needle in body["requests"])
-        return cls(**{**body, "requests": rows})
 
 
 class Connection:
@@ -74,12 +35,13 @@ class Connection:
     def __init__(self, load: Load, number: int) -> None:
         self.load, self.number, self.sent = load, number, number
         self.began_ns = 0
-        self.unsent = memoryview(b"")
+        self.busy = False
         self.open()
 
     def open(self) -> None:
         """Connect anew."""
         job = self.load.job
+        self.unsent = memoryview(b"")
         self.wire: Http1 | Grpc = Grpc(job.path) if job.protocol == "grpc" else Http1()
         self.sock = socket.create_connection(("127.0.0.1", job.port), timeout=20)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -98,7 +60,7 @@ class Connection:
         """Send the next request; its latency counts from `began_ns`."""
         requests = self.load.job.requests
         self.sent += 1
-        self.began_ns = began_ns
+        self.began_ns, self.busy = began_ns, True
         self.write(self.wire.render(requests[self.sent % len(requests)]))
 
     def write(self, data: bytes | memoryview) -> None:
@@ -155,6 +117,7 @@ class Load:
 
     def finish(self, connection: Connection, status: int, now_ns: int) -> None:
         """Count an answer."""
+        connection.busy = False
         self.statuses[status] += 1
         if status == 200:
             self.taken.add(now_ns - connection.began_ns)
@@ -196,9 +159,19 @@ class Load:
             if event & select.EPOLLOUT:
                 connection.flush()
             status = connection.read() if event & ~select.EPOLLOUT else 0
-            if status:
+            if status and not connection.busy:
+                self.unasked(connection, status)
+            elif status:
                 found.append((connection, status))
         return found
+
+    def unasked(self, connection: Connection, status: int) -> None:
+        """Something comes where nothing was asked: a server may end an idle connection, but may not answer twice."""
+        if status != BROKEN:
+            self.wrong += 1
+            self.example = self.example or "an answer without a request"
+        connection.close()
+        connection.open()
 
     def run_closed(self, until_ns: int) -> None:
         """Keep every connection busy until then."""

@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from serving_bench.contenders import Contender, Served
-from serving_bench.load import Job
+from serving_bench.job import Job
 from serving_bench.ours import cores, model_pool
 from serving_bench.payloads import OIP_PATH, VARIANTS, Arrays, oip_base64, oip_binary, raw
 from serving_bench.payloads import http as render

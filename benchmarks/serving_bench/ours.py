@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from orchestrator.bundle.golden import write_golden
 from orchestrator.bundle.oci import BundleParts, build_layout, unpack
 from orchestrator.core.digests import Digest
-from serving_bench.load import Job
+from serving_bench.job import Job
 from serving_bench.payloads import OIP_PATH, every, small
 from serving_bench.server import ROOT, NotServed, Server, load
 

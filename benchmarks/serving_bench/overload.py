@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from serving_bench.load import Job
+from serving_bench.job import Job
 from serving_bench.ours import echo_pool
 from serving_bench.payloads import every, small
 from serving_bench.server import NotServed, load

@@ -5,6 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+
+def _short(reason: str) -> str:
+    """A log's reason is at its end."""
+    reason = " ".join(reason.split())
+    return reason if len(reason) <= 240 else f"{reason[:40]} … {reason[-200:]}"
+
+
 _NAMES: Final = {"json": "JSON, 100 floats", "binary": "binary, 1 KiB", "grpc": "gRPC, 1 KiB"}
 
 
@@ -34,7 +41,7 @@ def _small(kind: str, title: str, result: Mapping[str, Any]) -> None:
         if not cell:
             continue
         if "absent" in cell:
-            print(f"  {name:<18}absent: {cell['absent'][:300]}")
+            print(f"  {name:<18}absent: {_short(cell['absent'])}")
             continue
         ratio = ratios.get(name)
         tail = f"  {ratio['requests_per_s']:8.2f} x {ratio['cpu_us']:6.3f} x" if ratio else ""
@@ -44,7 +51,7 @@ def _small(kind: str, title: str, result: Mapping[str, Any]) -> None:
 
 def _model(name: str, part: Mapping[str, Any]) -> None:
     if "absent" in part:
-        print(f"\n{name}: absent: {part['absent']}")
+        print(f"\n{name}: absent: {_short(part['absent'])}")
         return
     bare = part["bare"]
     print(f"\n{name}, onnx-cpu, {bare['threads']} threads; the bare loop does best with batches of {bare['batch']}: "
@@ -52,7 +59,7 @@ def _model(name: str, part: Mapping[str, Any]) -> None:
           f"\n  {'':<18}{'rows/s':>9}{'of bare':>9}{'CPU ms':>9}{'half load: rate':>17}{'p50 ms':>9}{'p99 ms':>9}{'of bare':>9}")  # fmt: skip
     for who, row in {"bare": bare, **part["servers"]}.items():
         if "absent" in row:
-            print(f"  {who:<18}absent: {row['absent'][:300]}")
+            print(f"  {who:<18}absent: {_short(row['absent'])}")
             continue
         half = row["half"]
         share, late = row["rows_per_s"] / bare["rows_per_s"], half["p99_ms"] / max(bare["half"]["p99_ms"], 1e-9)
@@ -62,7 +69,7 @@ def _model(name: str, part: Mapping[str, Any]) -> None:
 
 def _overload(part: Mapping[str, Any]) -> None:
     if "absent" in part:
-        print(f"\noverload: absent: {part['absent']}")
+        print(f"\noverload: absent: {_short(part['absent'])}")
         return
     print(f"\noverload: batches of {part['batch_ms']} ms, capacity {part['capacity']:.0f} requests/s; open loop")
     for name in ("half", "tenfold"):
@@ -74,7 +81,7 @@ def _overload(part: Mapping[str, Any]) -> None:
 
 def _soak(part: Mapping[str, Any]) -> None:
     if "absent" in part:
-        print(f"\nsoak: absent: {part['absent']}")
+        print(f"\nsoak: absent: {_short(part['absent'])}")
         return
     first, last = part["rss_mib"]
     print(f"\nsoak: {part['minutes']:g} minutes, {part['replicas']} replicas, {part['routers']} routers, {part['connections']} connections: "

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from orchestrator.core.processes import die_with_parent
-from serving_bench.load import Job
+from serving_bench.job import Job
 from serving_bench.processes import MARK, end_all
 
 BENCHMARKS: Final = Path(__file__).parents[1]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from serving_bench.contenders import Contender, Served
-from serving_bench.load import Job
+from serving_bench.job import Job
 from serving_bench.ours import echo_pool
 from serving_bench.payloads import (
     BINARY_FLOATS,

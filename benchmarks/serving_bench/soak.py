@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
-from serving_bench.load import Job
+from serving_bench.job import Job
 from serving_bench.ours import Pool, echo_pool
 from serving_bench.payloads import GRPC_PATH, every, small
 from serving_bench.processes import members, memory_mib

@@ -15,7 +15,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 from serving_bench.histogram import Histogram
-from serving_bench.load import Job, run
+from serving_bench.job import Job
+from serving_bench.load import run
 from serving_bench.schedule import Schedule
 from serving_bench.wire import BROKEN, Grpc, Http1, Request
 
@@ -96,3 +97,35 @@ def test_an_open_loop_counts_those_who_came_during_a_stall(stalling: int) -> Non
     # 0.4 s of 1.5 s: a quarter of all waited, half of those for over 0.2 s. A closed loop would have seen four of them.
     assert found["p90_ms"] > 100
     assert found["max_ms"] > 350
+
+
+def test_a_server_may_end_an_idle_connection_but_not_answer_twice() -> None:
+    asked: list[int] = []
+    listener = socket.create_server(("127.0.0.1", 0))
+    second = threading.Event()
+
+    def serve(peer: socket.socket) -> None:
+        with peer:
+            if peer.recv(4096):
+                asked.append(1)
+                peer.sendall(ANSWER)
+                time.sleep(0.02)
+                if len(asked) == 3:
+                    second.set()
+                    peer.sendall(ANSWER)
+
+    def accept() -> None:
+        while True:
+            try:
+                peer, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=serve, args=(peer,), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    port = listener.getsockname()[1]
+    found = run(Job(port, (REQUEST,), connections=1, seconds=1.0, warmup_s=0.0, rate=8.0))
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    assert second.is_set()
+    assert (found["wrong"], found["example"], found["unanswered"]) == (1, "an answer without a request", 0)
