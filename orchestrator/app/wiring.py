@@ -115,11 +115,7 @@ class Workplace:
         name = name or next(iter(sites))
         if name not in sites:
             raise PlanError(f"the environment has no site {name!r}", hint=f"sites: {', '.join(sites)}")
-        pools = {
-            pool_name: local_pool(pool)
-            for pool_name, pool in self.environment.pools.items()
-            if pool.site == name
-        }
+        pools = {pool_name: local_pool(pool) for pool_name, pool in self.environment.pools.items() if pool.site == name}
         named = self.environment.tools.model_dump().items()
         tools = {tool: str(Path(path).expanduser().absolute()) for tool, path in named if path is not None}
         return LocalSite(name, self.state, pools, tools, local_serving(sites[name].serving))
