@@ -257,7 +257,9 @@ def test_a_rehearsal_slot_refuses_to_be_an_npu(site: ServingSite, folder: Path) 
 
 
 def test_an_onnx_runtime_never_claims_to_be_an_npu(site: ServingSite, folder: Path) -> None:
-    site.start_agent("agent-npu", pool="npus", device="Ascend310P3")
+    script = folder / "set_env.sh"
+    script.write_text("export FAKE_CANN=yes\n")
+    site.start_agent("agent-npu", pool="npus", device="Ascend310P3", tools={"cann_env": str(script)})
     bundle = scale_bundle(folder / "npu2", 2.0)
     with pytest.raises(ServingError, match="cannot serve as 'Ascend310P3'"):
         site.serve("npu2", generation(1, bundle, device="Ascend310P3"), pool="npus")
