@@ -16,6 +16,7 @@ from orchestrator.serving.device_figures import DeviceFigures, DevicePoll, Recei
 from orchestrator.serving.exposition import Family, write
 from orchestrator.serving.gauges import Pulse
 from orchestrator.serving.link import Frame, Kind
+from orchestrator.serving.peers import merge_metrics
 from orchestrator.serving.record import Recorder
 from orchestrator.serving.table import Generation
 from tests.support import npu_smi_texts
@@ -152,6 +153,15 @@ def test_a_record_costs_about_a_microsecond() -> None:
             recorder.tick(float(i))
     recorder.fold()
     assert (time.process_time() - begun) / n < 5e-6
+
+
+def test_what_several_routers_show_is_one_text() -> None:
+    own, other = (write(filled().metrics.families(number, set())) for number in ("0", "1"))
+    merged = merge_metrics(own, {1: other})
+    assert merged.count(b"# TYPE orchestrate_requests_total counter") == 1
+    found = values(merged)
+    assert [one(found, "orchestrate_requests_total", router=number, kind="ok") for number in "01"] == [10, 10]
+    assert len(found) == 2 * len(values(own))
 
 
 def test_texts_in_labels_are_escaped() -> None:
