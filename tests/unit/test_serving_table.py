@@ -12,10 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.core.errors import Conflict, ServingError
+from orchestrator.serving.placing import chosen
 from orchestrator.serving.table import EMPTY, RoutingTable, Splitter
 
 DIGEST = "sha256:" + "a" * 64
 OTHER = "sha256:" + "b" * 64
+THIRD = "sha256:" + "c" * 64
 
 
 def row(**changes: Any) -> dict[str, Any]:
@@ -151,3 +153,58 @@ def test_the_split_is_mixed_repeatable_and_may_be_empty() -> None:
     assert order[:100] != order[100:]
     assert len({tuple(order[i : i + 10]) for i in range(0, 100, 10)}) > 1
     assert Splitter({}, "s").next() is None
+
+
+def _mixed() -> dict[str, Any]:
+    builds = [
+        {"soc": "Ascend310P3", "runtime": "om", "device": "Ascend310P3", "variant": OTHER, "variant_path": "/v/b"},
+        {"soc": "Ascend910B4", "runtime": "om", "device": "Ascend910B4", "variant": THIRD, "variant_path": "/v/c"},
+    ]
+    first = {name: builds[0][name] for name in ("runtime", "device", "variant", "variant_path")}
+    return {
+        "version": 1,
+        "endpoints": {"digits": {"pool": "edge", "generations": [row(**first, builds=builds)], "slots": 2}},
+    }
+
+
+def test_a_generation_with_a_build_for_each_soc() -> None:
+    table = RoutingTable.from_json(_mixed())
+    assert RoutingTable.from_json(table.to_json()) == table
+    (found,) = table.endpoints["digits"].generations
+    assert table.endpoints["digits"].slots == 2
+    assert [(face.device, face.variant) for face in found.faces] == [
+        ("Ascend310P3", OTHER),
+        ("Ascend910B4", THIRD),
+    ]
+    assert found.face((found.bundle, THIRD), "Ascend310P3") is None, "a variant runs only on its SoC"
+    assert [g.variant for _, g in table.placements("edge", "Ascend910B4")] == [THIRD]
+    assert list(table.placements("edge", "Ascend310B4")) == []
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda e: e.update(slots=0), "must be an integer from 1 to 1024"),
+        (lambda e: e["generations"][0]["builds"][1].update(soc="Ascend310P3"), "a SoC has two builds"),
+        (lambda e: e["generations"][0]["builds"].reverse(), "the first of the builds must be the generation's own"),
+        (lambda e: e["generations"][0]["builds"][1].pop("device"), "has keys"),
+        (lambda e: e["generations"][0].update(builds={}), "builds must be a list"),
+    ],
+)
+def test_builds_and_slots_against_the_rules(spoil: Any, says: str) -> None:
+    table = _mixed()
+    spoil(table["endpoints"]["digits"])
+    with pytest.raises(ServingError, match=says):
+        RoutingTable.from_json(table)
+
+
+@given(st.sets(st.integers(0, 40), min_size=1, max_size=20), st.integers(1, 20))
+def test_fewer_slots_are_a_part_of_more_and_a_lost_slot_moves_only_its_own(slots: set[int], count: int) -> None:
+    names = [f"host/{slot}" for slot in slots]
+    some = set(chosen("digits", count, names))
+    assert len(some) == min(count, len(names))
+    assert some <= set(chosen("digits", count + 1, names))
+    assert set(chosen("digits", None, names)) == set(names)
+    lost = names[0]
+    rest = set(chosen("digits", count, names[1:]))
+    assert some - {lost} <= rest
