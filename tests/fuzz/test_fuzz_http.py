@@ -19,7 +19,7 @@ from support.memory_router import MemoryRouter, MemoryTransport, Response, read_
 
 PATH = b"/v2/models/int32/infer"
 CALM = settings(
-    max_examples=400,
+    max_examples=200,
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

@@ -26,7 +26,7 @@ from orchestrator.serving.wire import (
     read_statuses,
 )
 
-CALM = settings(max_examples=250, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+CALM = settings(max_examples=120, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 PREFIX_BYTES = 16
 
 
