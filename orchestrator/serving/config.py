@@ -157,7 +157,7 @@ class AgentSettings:
         load_s: See `ReplicaSettings`.
         quarantine_s: Pause of a replica whose device failed several times in a row.
         parent_pid: When not 0, the agent dies with this parent.
-        links: Link sockets of the site's other routers, for the replicas: the agent itself dials only `link`.
+        links: Link sockets of the site's other routers, for the replicas and for what the agent reports; it is placed by `link`.
     """
 
     pool: str

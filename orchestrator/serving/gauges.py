@@ -14,6 +14,7 @@ from orchestrator import __version__
 from orchestrator.serving.device_figures import figure_families
 from orchestrator.serving.exposition import Family, write
 from orchestrator.serving.metrics import SECONDS, Histogram, place_labels, slot_of
+from orchestrator.serving.model_gauges import model_families
 from orchestrator.serving.record import place_of
 
 if TYPE_CHECKING:
@@ -79,7 +80,10 @@ def _families(router: Router, number: str) -> Iterator[Family]:
     yield from router.recorder.metrics.families(number, in_table)
     yield from _lane_families(number, router.dispatcher.lanes)
     yield from _replica_families(number, router)
-    yield from _agent_families(number, list(router.links.agents))
+    # Agents tell every router the same.
+    agents = [] if router.settings.router else list(router.links.agents)
+    yield from _agent_families(number, agents)
+    yield from model_families(number, agents)
     yield from _process_families(number, router)
     yield router.pulse.family(number)
     yield from router.observers.families(number)

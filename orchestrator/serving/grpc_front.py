@@ -289,7 +289,10 @@ def _decode(kind: Any, data: bytes) -> Any:
 
 async def _abort(context: Any, error: RequestError) -> NoReturn:
     code = _CODES.get(error.status, grpc.StatusCode.INVALID_ARGUMENT)
-    trailing = (("retry-after", str(error.retry_after_s)),) if error.retry_after_s else ()
+    trailing: tuple[tuple[str, str], ...] = ()
+    if error.retry_after_s:  # the second is what gRPC's own retries obey
+        again_s = error.retry_after_s
+        trailing = (("retry-after", str(again_s)), ("grpc-retry-pushback-ms", str(again_s * 1000)))
     await context.abort(code, one_line(error.message), trailing)
     raise AssertionError("unreachable: abort raises")
 

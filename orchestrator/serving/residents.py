@@ -223,8 +223,8 @@ class Residents:
         pause_s = 0.0 if at_once else min(_MAX_RETRY_S, _FIRST_RETRY_S * 2 ** min(model.failures - 1, 10))
         model.state, model.error = ("cold", "") if at_once else ("failed", error)
         model.retry_at = time.monotonic() + pause_s
-        await asyncio.gather(*(part.end() for part in model.running.values()))
         model.tail = "" if at_once else "\n".join(part.tail() for part in model.running.values())[-1000:]
+        await asyncio.gather(*(part.end() for part in model.running.values()))
         model.running = {}
         if not model.placed:
             self.models.pop(model.key, None)
