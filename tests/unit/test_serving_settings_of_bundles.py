@@ -69,6 +69,29 @@ def test_without_the_block_nothing_is_written(tmp_path: Path) -> None:
     assert DEFAULTS.stages == ("model",)
 
 
+def test_postprocessing_alone_is_proved_on_the_models_own_samples(tmp_path: Path) -> None:
+    head, tail = (
+        RECIPE.split("serve:\n")[0],
+        "serve: {postprocess: 'label:of', outputs: {label: {dtype: string, shape: [batch]}}}\n",
+    )
+    code = "import numpy as np\ndef of(given):\n    return {'label': np.array([str(row.argmax()) for row in given['y']], object)}\n"
+    folder = stage_bundle(tmp_path, recipe=head + tail, files={"label.py": code})[1]
+    settings, golden = read_serve_settings(folder), read_serve_golden(folder / SERVE_GOLDEN)
+    assert (settings.stages, settings.inputs) == (("model", "postprocess"), None)
+    own = read_golden(folder / "golden.safetensors")
+    np.testing.assert_array_equal(golden.asked["x"], own.inputs["x"])
+    assert golden.answers["label"].tolist() == [str(row.argmax()).encode() for row in own.outputs["y"]]
+
+
+@pytest.mark.parametrize("change", ["absent", "cut", "other"])
+def test_damaged_samples_of_stages_are_a_typed_error(tmp_path: Path, bundle: Path, change: str) -> None:
+    data, path = (bundle / SERVE_GOLDEN).read_bytes(), tmp_path / SERVE_GOLDEN
+    if change != "absent":
+        path.write_bytes(data[:-3] if change == "cut" else data.replace(b"asked/", b"taken/"))
+    with pytest.raises(IntegrityError, match="golden samples cannot be read"):
+        read_serve_golden(path)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
