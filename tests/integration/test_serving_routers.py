@@ -117,6 +117,22 @@ def test_a_change_of_the_table_under_load_loses_nothing(site: ServingSite, folde
     assert {number for number, _ in load.answers[-16:]} == {3}
 
 
+def test_a_lazy_model_is_loaded_and_unloaded_at_every_router(site: ServingSite, folder: Path) -> None:
+    site.start_agent("agent-lazy", pool="lazy", models="lazy")
+    site.serve("seldom", generation(1, scale_bundle(folder / "seldom", 2.0)), pool="lazy")
+    transport = httpx.HTTPTransport(uds=str(site.short / "admin.sock"))
+    with httpx.Client(transport=transport, base_url="http://router", timeout=20) as admin:
+        for verb in ("load", "unload", "unload", "load"):
+            answer = admin.post(f"/v2/repository/models/seldom/{verb}")
+            assert answer.json() == {"name": "seldom", "load": verb == "load"}
+            assert bool(site.replica_pids("seldom")) == (verb == "load")
+
+
+def _whole(site: ServingSite) -> bool:
+    replicas = site.admin.status()["replicas"]
+    return len(replicas) > 0 and all(row["routers"] == [0, 1] for row in replicas)
+
+
 @pytest.mark.parametrize("victim", [1, 0])
 def test_either_router_may_be_killed(site: ServingSite, victim: int) -> None:
     other = _connection_to(site, 1 - victim)
@@ -135,7 +151,7 @@ def test_either_router_may_be_killed(site: ServingSite, victim: int) -> None:
         site.start_follower(victim)
     else:
         site.start_router()
-    ServingSite.wait(lambda: [row["routers"] for row in site.admin.status()["replicas"]] == [[0, 1]], 10, "both again")
+    ServingSite.wait(lambda: _whole(site), 10, "both again")
     assert _pids(site)[victim] != pid
     again = _connection_to(site, victim)
     assert _ask(again) == 200
