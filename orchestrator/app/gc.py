@@ -12,6 +12,7 @@ from orchestrator.app.history import going
 from orchestrator.app.wiring import Workplace
 from orchestrator.core.digests import hex_of, is_digest
 from orchestrator.ledger import Ledger
+from orchestrator.ledger.generations import variant_artifacts
 from orchestrator.steps.segment import work_folder
 
 
@@ -68,7 +69,7 @@ def _served(ledger: Ledger) -> set[str]:
     """Return the bundles of every generation, which a rollback may want, and all that they were made from."""
     generations = [g for endpoint in ledger.generations.endpoints() for g in ledger.generations.list(endpoint)]
     found: set[str] = set()
-    todo = [digest for g in generations for digest in (g.bundle, g.artifact, *g.variant_artifacts) if digest]
+    todo = [digest for g in generations for digest in (g.bundle, g.artifact, *variant_artifacts(g)) if digest]
     while todo:
         digest = todo.pop()
         if digest not in found:

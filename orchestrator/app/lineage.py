@@ -10,6 +10,7 @@ from typing import Any, Final
 from orchestrator.core.digests import is_digest
 from orchestrator.core.errors import LedgerError, UsageError
 from orchestrator.ledger import ArtifactRow, Generation, Ledger
+from orchestrator.ledger.generations import variant_artifacts
 
 _GENERATION: Final = re.compile(r"([a-z0-9][a-z0-9._-]*)[/@](\d+)")
 _DIGEST_INSIDE: Final = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
@@ -56,7 +57,7 @@ def lineage(ledger: Ledger, asked: str) -> Lineage:
     everything = [*back, *(d for d in forward if d not in back)]
     rows = {digest: ledger.artifacts.get(digest) for digest in everything}
     generations = [g for endpoint in ledger.generations.endpoints() for g in ledger.generations.list(endpoint)]
-    touched = [g for g in generations if {g.artifact, g.bundle, *g.variant_artifacts} & set(rows)]
+    touched = [g for g in generations if {g.artifact, g.bundle, *variant_artifacts(g)} & set(rows)]
     makers = (row.execution for row in rows.values() if row is not None and row.execution)
     own = [asked] if _is_execution(ledger, asked) else []
     executions = list(dict.fromkeys([*own, *makers]))
@@ -99,7 +100,7 @@ def _seeds(ledger: Ledger, asked: str) -> list[str]:
 
 def _built(row: Generation) -> list[str]:
     """Return what a generation serves: its bundle and, where one is loaded, its variant."""
-    return [digest for digest in (row.bundle, *row.variant_artifacts) if digest]
+    return [digest for digest in (row.bundle, *variant_artifacts(row)) if digest]
 
 
 def _is_execution(ledger: Ledger, asked: str) -> bool:

@@ -185,6 +185,12 @@ class Generations:
         self._audit.append_in(connection, actor, action, subject, facts)
 
 
+def variant_artifacts(generation: Generation) -> tuple[str, ...]:
+    """Return the digests of the stored artifacts that hold its variants, for whatever SoC."""
+    found = (generation.variant_artifact, *(str(build["variant_artifact"]) for build in generation.builds))
+    return tuple(dict.fromkeys(digest for digest in found if digest))
+
+
 def _scales(connection: Connection) -> dict[str, int]:
     return {str(name): int(slots) for name, slots in connection.execute(select(scales)).tuples()}
 

@@ -99,9 +99,7 @@ class Holder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutionRow:
-    """One running of a plan. `environment` is the name or path of the environment file, `git` the state of the user's
-    repository, `error` the JSON form of the error that ended it.
-    """
+    """One running of a plan; `environment` is its file, `git` the state of the user's repository, `error` what ended it."""
 
     id: str
     recipe: str
@@ -229,8 +227,7 @@ class _Served:
         variant: Digest of the variant that is loaded in place of the bundle's graph; empty without one.
         variant_artifact: Digest of the stored artifact that holds the variant.
         variant_path: The variant's folder on the serve site.
-        builds: What each SoC of the pool loads, the first one included: {soc, runtime, device, variant, variant_artifact,
-            variant_path}; empty where the pool has one SoC.
+        builds: What each SoC loads where the pool has several: {soc, runtime, device, variant, variant_artifact, variant_path}.
     """
 
     endpoint: str
@@ -269,20 +266,10 @@ class Generation(_Served):
     created_at: float
     changed_at: float
 
-    @property
-    def variant_artifacts(self) -> tuple[str, ...]:
-        """Digests of the stored artifacts that hold its variants, for whatever SoC."""
-        found = (self.variant_artifact, *(str(build["variant_artifact"]) for build in self.builds))
-        return tuple(dict.fromkeys(digest for digest in found if digest))
-
 
 @dataclass(frozen=True, slots=True)
 class TableStamp:
-    """What a site's next routing table must show: staged, live and draining generations, and its version.
-
-    Attributes:
-        slots: Endpoint -> slots that it takes of its pool; those that take all are absent.
-    """
+    """What a site's next routing table must show; `slots` are those of endpoints that do not take all of their pool."""
 
     site: str
     version: int
