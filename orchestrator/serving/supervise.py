@@ -233,12 +233,12 @@ class Supervised:
         return code
 
     def _variables(self) -> dict[str, str] | None:
-        """Return the replica's environment: our own, and with a real device CANN's on top.
+        """Return the replica's environment: our own, and where it uses a real device CANN's on top.
 
         Raises:
             DeviceError: There is no CANN.
         """
-        if self.placement.device == REHEARSAL:
+        if self.placement.device == REHEARSAL or self.placement.stage != "model":
             return None
         return cann_variables(self._settings.tools.get("cann_env", ""))
 
