@@ -20,7 +20,7 @@ class Model:
     def __init__(self, parts: list[Placement]) -> None:
         self.parts = parts
         self.running: dict[str, Supervised] = {}
-        self.lazy = self.proven = False
+        self.lazy = self.proven = self.queued = False
         self.placed = True
         self.state, self.error, self.tail = "cold", "", ""
         self.failures = self.loads = self.unloads = self.memory_bytes = 0
@@ -57,6 +57,8 @@ class Model:
         one = self.parts[0]
         pid = self.running[MODEL].report().pid if MODEL in self.running else 0
         state = "starting" if not self.proven and self.state in ("cold", "loading") else self.state
+        if self.queued and state in ("cold", "starting"):
+            state = "loading"  # other loads come first; nobody else needs to be asked
         row = ReplicaReport(
             one.endpoint, one.bundle, state, self.failures, pid, self.error[:500], self.tail, one.variant
         )

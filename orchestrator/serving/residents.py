@@ -110,8 +110,8 @@ class Residents:
         """Load the model: a request waits for it."""
         model = self.models.get(key)
         if model is not None and model.lazy and (model.state != "failed" or model.retry_at <= time.monotonic()):
-            self._wanted[key] = True
-            self._moved.set()
+            self._wanted[key] = model.queued = True
+            self._change()
 
     def unload(self, key: Key) -> None:
         """Unload the model: an operator wants it. The next request loads it again."""
@@ -173,6 +173,8 @@ class Residents:
                 model = self.models.get(key)
                 if model is None or not model.lazy or model.state in ("ready", "loading"):
                     del self._wanted[key]
+                    if model is not None:
+                        model.queued = False
                 elif model.retry_at > now or model.running:
                     pause_s = min(pause_s, max(_POLL_S, model.retry_at - now))
                 else:
@@ -187,7 +189,7 @@ class Residents:
 
     async def _load(self, model: Model) -> None:
         begun = time.monotonic()
-        model.state, model.error = "loading", ""
+        model.state, model.error, model.queued = "loading", "", False
         self._tell()
         reason = await self._make_room(model)
         if reason:
