@@ -81,7 +81,7 @@ class Backdoor:
 
     async def _tell_metrics(self) -> bytes:
         others = await self._router.peers.ask_all("/metrics")
-        own = exposition(self._router, str(self._router.settings.router))
+        own = await exposition(self._router, str(self._router.settings.router))
         return merge_metrics(own, others) if others else own
 
     async def _tell_events(self, cursors: list[int], limit: int) -> bytes:
@@ -133,6 +133,7 @@ class Backdoor:
                 "generations": sorted(lane.generation.generation for lane in replica.lanes if not lane.retired),
                 "device": replica.device,
                 "runtime": replica.runtime,
+                "stage": replica.stage,
                 "in_flight": sum(len(batch.requests) for batch in replica.batches.values()),
                 "max_batch": replica.signature.max_batch,
                 "state": "draining" if replica.draining else "ready",
