@@ -29,6 +29,8 @@ _MAX_THREADS: Final = 4
 """What our runtime takes."""
 _BATCH_DELAY_S: Final = 0.01
 _OPEN_CONNECTIONS: Final = 128
+_LEAST_BATCHES, _LEAST_ROWS = 8, 200
+"""A slow model is measured for longer."""
 
 Row = dict[str, Any]
 
@@ -105,7 +107,9 @@ class Measurement:
         row = bare(self.model, self._file, self.threads, 3 * self.seconds)
         self.half_rate = row["rows_per_s"] / 2
         self.batch = int(row["batch"])
-        half = bare(self.model, self._file, self.threads, 2 * self.seconds, self.half_rate, self.batch, SEED)
+        self._full_s = max(self.seconds, _LEAST_BATCHES * self.batch / row["rows_per_s"])
+        self._half_s = max(2 * self.seconds, min(5 * self.seconds, _LEAST_ROWS / self.half_rate))
+        half = bare(self.model, self._file, self.threads, self._half_s, self.half_rate, self.batch, SEED)
         return {**row, "threads": self.threads, "half": half}
 
     def again(self, row: Row) -> None:
@@ -123,12 +127,10 @@ class Measurement:
         requests = requests_of(form, self.name, self.rows)
         self._verify(port, requests[0])
         self._tell(f"{self.name} {who}")
-        warmup_s = self.seconds / 3
-        job = Job(port, requests, "http", "", max(8, 2 * self.batch), self.seconds, warmup_s, fixed=False, mark=mark)
+        warmup_s = max(self.seconds / 3, self._full_s / 4)
+        job = Job(port, requests, "http", "", max(8, 2 * self.batch), self._full_s, warmup_s, fixed=False, mark=mark)
         full = load(job)
-        half = load(
-            replace(job, connections=_OPEN_CONNECTIONS, seconds=2 * self.seconds, rate=self.half_rate, seed=SEED)
-        )
+        half = load(replace(job, connections=_OPEN_CONNECTIONS, seconds=self._half_s, rate=self.half_rate, seed=SEED))
         half["rate"] = self.half_rate
         bad = sum(n for row in (full, half) for status, n in row["answers"].items() if status != "200")
         if full["requests_per_s"] < self.half_rate * 1.05:
