@@ -7,6 +7,7 @@ import errno
 import logging
 import socket
 import ssl
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -89,22 +90,20 @@ class Doors:
                 raise ServingError(f"gRPC needs {error.name}, which is not installed", hint=hint) from error
             _log.warning("gRPC is off: %s is not installed; %s", error.name, hint)
             return
-        self.grpc = GrpcFront(
-            self._routes,
-            self._admission,
-            self._limits,
-            self._settings.compat,
-            interceptors=[GrpcGuard(self.guard)] if self.guard else (),
+        self.grpc = GrpcFront(self._routes, self._admission, self._limits, self._settings.compat)
+        start = partial(
+            self.grpc.start,
+            guards=[GrpcGuard(self.guard)] if self.guard else (),
             credentials=self._tls.grpc_credentials(grpc) if self._tls else None,
             shared=self._settings.shared,
         )
         remembered = int(memory.read_text() or "0") if wanted == 0 and memory.exists() else 0
         try:
-            port = await self.grpc.start(self._settings.host, remembered or wanted)
+            port = await start(self._settings.host, remembered or wanted)
         except ServingError:
             if not remembered:
                 raise
-            port = await self.grpc.start(self._settings.host, 0)
+            port = await start(self._settings.host, 0)
         write_atomic(memory, str(port).encode())
         self.grpc_url = f"{self._host}:{port}"
 

@@ -100,25 +100,9 @@ class GrpcFront:
     Args:
         limits: Message size, and bytes held, as for HTTP.
         compat: See `RouterSettings`.
-        interceptors: Of grpc, which see every call first.
-        credentials: Of grpc, for TLS; plain text without.
-        shared: Other routers listen on the same port.
     """
 
-    def __init__(
-        self,
-        routes: Routes,
-        admission: Admission,
-        limits: Limits,
-        compat: str,
-        *,
-        interceptors: Sequence[Any] = (),
-        credentials: Any = None,
-        shared: bool = False,
-    ) -> None:
-        self._interceptors = interceptors
-        self._credentials = credentials
-        self._shared = shared
+    def __init__(self, routes: Routes, admission: Admission, limits: Limits, compat: str) -> None:
         self._routes = routes
         self._admission = admission
         self._limits = limits
@@ -127,21 +111,23 @@ class GrpcFront:
         self._loop = asyncio.get_running_loop()
         self._server: Any = None
 
-    async def start(self, host: str, port: int) -> int:
-        """Listen, and return the port.
+    async def start(
+        self, host: str, port: int, *, guards: Sequence[Any] = (), credentials: Any = None, shared: bool = False
+    ) -> int:
+        """Listen, and return the port. `guards` see every call first, `credentials` are of TLS, `shared` is with other routers.
 
         Raises:
             ServingError: The port is taken.
         """
         server = grpc.aio.server(
-            interceptors=self._interceptors,
+            interceptors=guards,
             maximum_concurrent_rpcs=_RPCS,
             options=(
                 ("grpc.max_receive_message_length", self._limits.body + _SLACK_BYTES),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_metadata_size", self._limits.head),
                 # Two routers must not share a port by accident.
-                ("grpc.so_reuseport", int(self._shared)),
+                ("grpc.so_reuseport", int(shared)),
                 ("grpc.server_handshake_timeout_ms", int(self._limits.head_s * 1000)),
                 ("grpc.max_concurrent_streams", _STREAMS),
                 ("grpc.keepalive_permit_without_calls", 1),
@@ -152,10 +138,10 @@ class GrpcFront:
         server.add_generic_rpc_handlers((self._inference(), health_handler(SERVICE, self._routes.ready)))
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
-            if self._credentials is None:
+            if credentials is None:
                 found = server.add_insecure_port(address)
             else:
-                found = server.add_secure_port(address, self._credentials)
+                found = server.add_secure_port(address, credentials)
         except RuntimeError as error:
             raise ServingError(
                 f"cannot listen for gRPC on {host}:{port}: {error}", hint="choose another port"
