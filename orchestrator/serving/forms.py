@@ -68,7 +68,7 @@ class Forms:
             end = place + bytes_
             inputs[name] = Tensor(name, datatype, shape, view[place:end])
             place = end
-        return _request(form, inputs)
+        return request_of(form, inputs)
 
     def _parse_json(self, body: Buffer) -> InferRequest | None:
         """Return a request of one JSON tensor whose numbers end its object: the text around them says everything else."""
@@ -90,10 +90,11 @@ class Forms:
             tensor = Tensor(name, datatype, shape, oip_json.decode(name, datatype, shape, values))
         except orjson.JSONDecodeError:
             return None
-        return _request(form, {name: tensor})
+        return request_of(form, {name: tensor})
 
 
-def _request(form: Form, inputs: dict[str, Tensor]) -> InferRequest:
+def request_of(form: Form, inputs: dict[str, Tensor]) -> InferRequest:
+    """Return the request of this form with these values."""
     known = form.request
     return InferRequest(None, inputs, known.outputs, known.binary_output, known.timeout_us, known.priority, None, form)
 

@@ -12,16 +12,16 @@ from typing import Any, Final, NoReturn
 import grpc
 import grpc.aio
 from google.protobuf import json_format
-from google.protobuf.message import DecodeError
 
 from orchestrator.core.errors import ServingError
 from orchestrator.serving import describe
 from orchestrator.serving.admission import Admission
 from orchestrator.serving.errors import RequestError, one_line
+from orchestrator.serving.grpc_forms import RawForms, render
 from orchestrator.serving.grpc_health import health_handler
 from orchestrator.serving.lanes import Lane, Request
 from orchestrator.serving.limits import Limits
-from orchestrator.serving.oip_grpc import MESSAGES, lane_part, parse_request, write_answer
+from orchestrator.serving.oip_grpc import MESSAGES, decode
 from orchestrator.serving.routes import Routes
 from orchestrator.serving.tensors import Tensor
 
@@ -73,7 +73,7 @@ class GrpcCaller:
 
     def answer(self, request: Request, outputs: Sequence[Tensor]) -> None:
         """Give the answer."""
-        self._give(lane_part(request.lane) + write_answer(request, outputs))
+        self._give(render(request, outputs))
 
     def refuse(self, error: RequestError, lane: Lane | None) -> None:  # noqa: ARG002 - headers are HTTP's
         """Give the error."""
@@ -107,6 +107,7 @@ class GrpcFront:
         self._admission = admission
         self._limits = limits
         self._compat = compat
+        self._forms = RawForms(always_raw=compat == "triton")
         self._held_bytes = 0
         self._loop = asyncio.get_running_loop()
         self._server: Any = None
@@ -207,15 +208,15 @@ class GrpcFront:
         try:
             if self._held_bytes > self._limits.buffered:
                 raise RequestError("the server holds too many requests", status=429, kind="overload", retry_after_s=1)
-            message = _decode(MESSAGES["ModelInferRequest"], data)
-            place = self._routes.find(message.model_name, message.model_version)
+            message = self._forms.open(data)
+            place = self._routes.find(*message.model)
         except RequestError as error:
             caller.refuse(error, None)
             return size
         caller.metadata, caller.size = context.invocation_metadata() or (), size
         synthetic = any(key == "x-orchestrate-probe" for key, _ in caller.metadata)
         try:
-            asked = parse_request(message, always_raw=self._compat == "triton")
+            asked = self._forms.parse(message)
         except RequestError as error:
             self._admission.refuse(caller, place, None, error, arrived, synthetic)
             return size
@@ -258,19 +259,12 @@ def _plain(name: str, tell: Callable[[Any], dict[str, Any]]) -> Callable[[bytes,
 
     async def handle(data: bytes, context: Any) -> bytes:
         try:
-            found = tell(_decode(MESSAGES[f"{name}Request"], data))
+            found = tell(decode(MESSAGES[f"{name}Request"], data))
         except RequestError as error:
             await _abort(context, error)
         return json_format.ParseDict(found, MESSAGES[f"{name}Response"]()).SerializeToString()
 
     return handle
-
-
-def _decode(kind: Any, data: bytes) -> Any:
-    try:
-        return kind.FromString(data)
-    except DecodeError as error:
-        raise RequestError(f"the message is no {kind.DESCRIPTOR.name}: {error}") from error
 
 
 async def _abort(context: Any, error: RequestError) -> NoReturn:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from orchestrator.serving.errors import RequestError
 from orchestrator.serving.lanes import Lane, Request
@@ -42,6 +43,18 @@ _CONTENTS: Final[Mapping[str, str]] = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
+
+
+def decode(kind: Any, data: bytes) -> Any:
+    """Parse a message of this kind.
+
+    Raises:
+        RequestError: It is none.
+    """
+    try:
+        return kind.FromString(data)
+    except DecodeError as error:
+        raise RequestError(f"the message is no {kind.DESCRIPTOR.name}: {error}") from error
 
 
 def parse_request(message: Any, *, always_raw: bool = False) -> InferRequest:
@@ -152,6 +165,12 @@ def lane_part(lane: Lane) -> bytes:
     return lane.grpc_head
 
 
+def writes_raw(wanted: Sequence[WantedOutput], outputs: Sequence[Tensor]) -> bool:
+    """Whether outputs go out raw: where the inputs were, and where one of those wanted has no typed form."""
+    names = {output.name for output in wanted}
+    return wanted[0].binary or any(tensor.datatype not in _CONTENTS and tensor.name in names for tensor in outputs)
+
+
 def write_answer(request: Request, outputs: Sequence[Tensor]) -> bytes:
     """Return the part of a serialized `ModelInferResponse` that differs from answer to answer.
 
@@ -159,7 +178,7 @@ def write_answer(request: Request, outputs: Sequence[Tensor]) -> bytes:
     """
     by_name = {tensor.name: tensor for tensor in outputs}
     wanted = [by_name[output.name] for output in request.fitted.wanted]
-    raw = request.fitted.wanted[0].binary or any(tensor.datatype not in _CONTENTS for tensor in wanted)
+    raw = writes_raw(request.fitted.wanted, wanted)
     answer = MESSAGES["ModelInferResponse"](id=request.request_id or "")
     for tensor in wanted:
         row = answer.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)

@@ -259,14 +259,16 @@ def test_a_stream_answers_in_order_and_survives_errors(client: Any) -> None:
 
 
 def test_a_deadline_is_kept_and_a_cancelled_call_leaves_the_queue(site: ServingSite, client: Any) -> None:
-    def queued() -> int:
-        return sum(r["queued"] for r in site.admin.status()["generations"] if r["endpoint"] == "gather")
+    def queued(what: str = "queued") -> int:
+        return sum(r[what] for r in site.admin.status()["generations"] if r["endpoint"] == "gather")
 
     index = triton.InferInput("index", [1], "INT64").set_data_from_numpy(np.array([1]))
     with frozen(site, "gather"):
-        calls = [
-            client.async_infer("gather", [index], callback=lambda *_: None) for _ in range(LIMIT + 2)
-        ]  # the replica holds two
+        calls = []
+        for number in range(LIMIT + 2):
+            calls.append(client.async_infer("gather", [index], callback=lambda *_: None))
+            if number < 2:  # the replica holds two batches; what arrives together would leave in one
+                site.wait(lambda number=number: queued("in_flight") > number, 10, "the replica has a batch")
         site.wait(lambda: queued() == LIMIT, 10, "the queue is full")
         with pytest.raises(InferenceServerException, match="RESOURCE_EXHAUSTED"):
             client.infer("gather", [index])
