@@ -1,10 +1,9 @@
 """Our pool beside other servers: same machine, same run, same tensors and models, every peer in an environment of its own.
 
-    python benchmarks/serving.py [--quick] [--json] [--only PEER,…] [--parts small,models,overload,soak]
+    python benchmarks/serving.py [--quick] [--json] [--only PEER,…] [--parts small,models,overload]
 
 Small tensors through an echo (closed loop of 32 connections), real models on ONNX Runtime (throughput, and an open loop at
-half of what the bare session does), ten times too much, and half
-an hour on 64 replicas. Peers are installed once below `.bench/`; one that cannot be is
+half of what the bare session does), and ten times too much. Peers are installed once below `.bench/`; one that cannot be is
 in the table with the reason. CPU is that of a server's whole process tree. Ratios are ours/theirs.
 """
 
@@ -22,16 +21,14 @@ from peers import ROOT
 
 sys.path.insert(0, str(ROOT))
 
-from serving_bench import models, overload, small, soak
+from serving_bench import models, overload, small
 from serving_bench.contenders import CONTENDERS, Contender
 from serving_bench.ours import cores
 from serving_bench.report import show
 from serving_bench.server import NotServed
 
-PARTS = ("small", "models", "overload", "soak")
-QUICK_PARTS = PARTS[:3]
+PARTS = ("small", "models", "overload")
 QUICK_S, FULL_S = 3.0, 10.0
-QUICK_SOAK_MIN, FULL_SOAK_MIN = 2.0, 30.0
 
 
 def tell(text: str) -> None:
@@ -73,8 +70,6 @@ def measure(contenders: list[Contender], parts: list[str], quick: bool) -> dict[
     if "models" in parts:
         for recipe in models.RECIPES:
             result["models"][recipe] = models.measure(recipe, contenders, seconds, tell)
-    if "soak" in parts:
-        result["soak"] = soak.measure(QUICK_SOAK_MIN if quick else FULL_SOAK_MIN, tell)
     return result | {
         "settings": {contender.name: contender.settings for contender in contenders},
         "connections": small.CONNECTIONS,
@@ -87,14 +82,13 @@ def measure(contenders: list[Contender], parts: list[str], quick: bool) -> dict[
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    shorter = f"{QUICK_S:.0f} s a measurement instead of {FULL_S:.0f}; no soak, or one of {QUICK_SOAK_MIN:.0f} minutes where it is asked for"
-    parser.add_argument("--quick", action="store_true", help=shorter)
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_S:.0f} s a measurement instead of {FULL_S:.0f}")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--only", default="", help=f"peers: {', '.join(c.name for c in CONTENDERS)}")
     parser.add_argument("--parts", default="", help=f"what to measure: {', '.join(PARTS)}")
     options = parser.parse_args()
     names = [name for name in options.only.split(",") if name]
-    parts = options.parts.split(",") if options.parts else list(QUICK_PARTS if options.quick else PARTS)
+    parts = options.parts.split(",") if options.parts else list(PARTS)
     unknown = ({*names} - {c.name for c in CONTENDERS}) | ({*parts} - {*PARTS})
     if unknown:
         parser.error(f"there is no {', '.join(sorted(unknown))}")

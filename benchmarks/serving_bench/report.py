@@ -25,8 +25,6 @@ def show(result: Mapping[str, Any]) -> None:
         _model(name, part)
     if result.get("overload"):
         _overload(result["overload"])
-    if result.get("soak"):
-        _soak(result["soak"])
     print("settings")
     for name, text in result["settings"].items():
         print(f"  {name:<18} {text}")
@@ -77,13 +75,3 @@ def _overload(part: Mapping[str, Any]) -> None:
         print(f"  {name:<8} {row['rate']:8.0f}/s offered {row['requests_per_s']:8.0f}/s admitted   p50 {row['p50_ms']:7.1f} ms  "
               f"p99 {row['p99_ms']:7.1f} ms   answers {row['answers']}, p99 of the generator's own delay {row['late_p99_ms']:.1f} ms")  # fmt: skip
     print(f"  p99 of the admitted: {part['p99_ratio']:.2f} x that at half load")
-
-
-def _soak(part: Mapping[str, Any]) -> None:
-    if "absent" in part:
-        print(f"\nsoak: absent: {_short(part['absent'])}")
-        return
-    first, last = part["rss_mib"]
-    print(f"\nsoak: {part['minutes']:g} minutes, {part['replicas']} replicas, {part['routers']} routers, {part['connections']} connections: "
-          f"{part['answers']:,} good answers, each compared with its request: {part['wrong']} wrong, {part['lost']} lost, "
-          f"others {part['other_answers']}; memory {first:.0f} -> {last:.0f} MiB ({part['rss_growth']:+.1%})")  # fmt: skip
