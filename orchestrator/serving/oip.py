@@ -250,11 +250,7 @@ def _input(row: Mapping[str, object], blobs: _Blobs) -> Tensor:
 
 
 def read_name(value: object, what: str) -> str:
-    """Return the name of an input or output.
-
-    Raises:
-        RequestError: It is none.
-    """
+    """Return the name of an input or output; raises `RequestError` where it is none."""
     if not isinstance(value, str) or not 1 <= len(value) <= 256:
         raise RequestError(f"each {what} needs a name of 1 to 256 characters")
     return value
