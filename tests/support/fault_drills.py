@@ -254,7 +254,7 @@ def killed_router(site: ServingSite, seconds: float = 0.3) -> Drill:
     return _told("killed router", load.answers[0], load, recovery_s)
 
 
-def overload(site: ServingSite, seconds: float = 1.5, batch_s: float = 0.08, rows: int = QUEUE) -> Drill:
+def overload(site: ServingSite, seconds: float = 1.2, batch_s: float = 0.08, rows: int = QUEUE) -> Drill:
     """Ten times what the pool can do, in an open loop, after half of it: latencies of what is admitted."""
 
     def answer(frame: Frame, tensors: Sequence[Tensor], _: Sequence[int]) -> Sequence[bytes]:
