@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -206,3 +207,10 @@ def test_processes_are_told_apart_and_ended():
         assert child.poll() is None
     assert end_processes([child.pid], grace_s=2) == []
     assert child.wait() == -15
+
+
+def test_nothing_is_reported_and_no_device_id_is_left_in_home(tmp_path: Path) -> None:
+    code = "import orchestrator, onnxruntime"
+    clean = {name: value for name, value in os.environ.items() if name not in ("CI", "ORT_DISABLE_TELEMETRY")}
+    subprocess.run([sys.executable, "-c", code], env={**clean, "HOME": str(tmp_path)}, check=True, timeout=60)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
