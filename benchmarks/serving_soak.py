@@ -164,7 +164,7 @@ def soak(seconds: float, replicas: int, connections: int) -> dict[str, Any]:
     from support.serving_site import generation, scale_bundle
 
     from orchestrator.serving.admin import RouterAdmin
-    from orchestrator.serving.events import RING
+    from orchestrator.serving.observe.events import RING
 
     with echo_pool(replicas=replicas) as pool:
         site = pool.site

@@ -79,7 +79,7 @@ def oip_base64(path: str, arrays: Arrays, needle: bytes) -> Request:
 
 def grpc(model: str, arrays: Arrays) -> Request:
     """Return an OIP ModelInfer message with raw contents; the answer must hold the bytes of the first input."""
-    from orchestrator.serving.proto import load_messages
+    from orchestrator.serving.protocol.proto import load_messages
 
     message = load_messages(PROTO)["ModelInferRequest"](model_name=model)
     for name, array in arrays.items():

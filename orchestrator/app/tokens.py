@@ -8,7 +8,7 @@ from orchestrator.app.wiring import Workplace
 from orchestrator.core.errors import UsageError
 from orchestrator.core.files import write_atomic
 from orchestrator.core.redact import remember_secret
-from orchestrator.serving.auth import add_token
+from orchestrator.serving.router.auth import add_token
 
 
 def make_token(

@@ -79,7 +79,7 @@ class RouterChild(Child):
             if not self.url:
                 _check_free(self.site)
         write_json(config, settings, mode=0o600)
-        command = [sys.executable, "-P", "-m", "orchestrator.serving.router", "--config", str(config)]
+        command = [sys.executable, "-P", "-m", "orchestrator.serving.router.process", "--config", str(config)]
         self.spawn(command, clean_environment(self.site))
 
     @property

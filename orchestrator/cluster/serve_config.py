@@ -21,7 +21,7 @@ def _application(site: LocalSite, name: str) -> dict[str, Any]:
     return {
         "name": name,
         "route_prefix": None,
-        "import_path": "orchestrator.serving.agent:app",
+        "import_path": "orchestrator.serving.agent.in_ray:app",
         "external_scaler_enabled": pool.scale is not None,
         "args": {
             "pool": name,

@@ -41,9 +41,9 @@ class LocalServing:
         Raises:
             UsageError: They could not.
         """
-        from orchestrator.serving.auth import read_tokens
-        from orchestrator.serving.remote_link import read_token
-        from orchestrator.serving.tls import Tls
+        from orchestrator.serving.link.remote import read_token
+        from orchestrator.serving.router.auth import read_tokens
+        from orchestrator.serving.router.tls import Tls
 
         if self.tokens_file:
             read_tokens(Path(self.tokens_file))

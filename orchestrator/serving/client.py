@@ -14,7 +14,7 @@ import numpy.typing as npt
 import orjson
 
 from orchestrator.core.errors import ServingError, Unreachable
-from orchestrator.serving.tensors import ITEM_BYTES, Buffer, from_array, numpy_dtype, to_array
+from orchestrator.serving.protocol.tensors import ITEM_BYTES, Buffer, from_array, numpy_dtype, to_array
 
 _LENGTH: Final = "Inference-Header-Content-Length"
 

@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 
+from orchestrator.serving.link.wire import AgentHello, Placement
 from orchestrator.serving.table import RoutingTable
-from orchestrator.serving.wire import AgentHello, Placement
 
 
 @dataclass(frozen=True, slots=True)

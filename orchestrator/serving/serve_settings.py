@@ -11,9 +11,9 @@ from typing import Any, Final, Literal, cast
 import orjson
 
 from orchestrator.core.errors import IntegrityError
-from orchestrator.serving.oip import LAST
+from orchestrator.serving.protocol.oip import LAST
+from orchestrator.serving.protocol.tensors import MAX_RANK, TensorSpec
 from orchestrator.serving.runtimes.api import Stage
-from orchestrator.serving.tensors import MAX_RANK, TensorSpec
 
 SERVE_JSON: Final = "serve.json"
 SERVE_FOLDER: Final = "serve"

@@ -16,6 +16,7 @@ from orchestrator.core.errors import GateError, UserCodeError
 from orchestrator.graph.spec import TensorSpec
 from orchestrator.recipe.source_files import source_files
 from orchestrator.recipe.source_path import is_in_package, source_path
+from orchestrator.serving.protocol.tensors import Tensor, from_array
 from orchestrator.serving.runtimes.api import ExecutionFailed, InputRejected
 from orchestrator.serving.runtimes.stage_call import call_stage
 from orchestrator.serving.serve_settings import (
@@ -27,7 +28,6 @@ from orchestrator.serving.serve_settings import (
     parse_serve_settings,
     stage_specs,
 )
-from orchestrator.serving.tensors import Tensor, from_array
 from orchestrator.steps.api import StepContext
 from orchestrator.steps.model_inputs import Array, Predict
 from orchestrator.steps.user_code import load_entrypoint, user_code

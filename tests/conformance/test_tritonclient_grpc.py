@@ -22,7 +22,7 @@ from support.serving_site import ServingSite, gather_bundle, generation, identit
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from orchestrator.serving.proto import load_messages
+from orchestrator.serving.protocol.proto import load_messages
 
 PROTO = Path(__file__).parents[2] / "orchestrator" / "serving"
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
@@ -76,7 +76,7 @@ def scale_input(x: np.ndarray, kind: Any = triton) -> Any:
 
 
 def test_our_messages_are_those_of_the_public_protocol() -> None:
-    ours = load_messages(PROTO / "inference.proto")
+    ours = load_messages(PROTO / "protocol" / "inference.proto")
     assert len(ours) > 30
     for name, kind in ours.items():
         source = model_config_pb2 if hasattr(model_config_pb2, name.split(".")[0]) else service_pb2
@@ -285,7 +285,7 @@ def test_a_deadline_is_kept_and_a_cancelled_call_leaves_the_queue(site: ServingS
 
 
 def test_no_replica_is_unavailable_and_health_says_so(site: ServingSite, client: Any, tmp_path: Path) -> None:
-    messages = load_messages(PROTO / "health.proto")
+    messages = load_messages(PROTO / "router" / "health.proto")
     table = site.admin.table().to_json()["endpoints"]
     with grpc.insecure_channel(site.grpc) as channel:
 

@@ -42,10 +42,10 @@ from support.serving_site import DEVICE
 from orchestrator.bundle.golden import Golden
 from orchestrator.bundle.variant import read_variant
 from orchestrator.core.errors import DeviceError, OrchestratorError, ServingError, UserCodeError
+from orchestrator.serving.protocol.tensors import from_array
+from orchestrator.serving.replica.warm import warm_up
 from orchestrator.serving.runtimes.api import ExecutionFailed, InputRejected, Session, runtime
 from orchestrator.serving.runtimes.headroom import check_host
-from orchestrator.serving.tensors import from_array
-from orchestrator.serving.warm import warm_up
 
 
 @pytest.fixture

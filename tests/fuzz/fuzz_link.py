@@ -10,7 +10,7 @@ from support.fuzz_run import run  # noqa: E402
 
 def seeds() -> list[bytes]:
     """Return whole frames of several kinds."""
-    from orchestrator.serving.link import Kind, encode, encode_tensors
+    from orchestrator.serving.link.frames import Kind, encode, encode_tensors
 
     tensors = [("x", "FP32", (1, 2), [bytes(8)]), ("b", "BYTES", (1,), [b"\1\0\0\0a"])]
     head = {"status": [None], "compute_us": 1, "credit": 1, "rows": [1]}

@@ -13,7 +13,7 @@ BINARY = b'{"inputs":[{"name":"x","datatype":"BYTES","shape":[1],"parameters":{"
 
 def seeds() -> list[bytes]:
     """Return a request in each form, behind its header length."""
-    from orchestrator.serving.oip_grpc import MESSAGES
+    from orchestrator.serving.protocol.oip_grpc import MESSAGES
 
     message = MESSAGES["ModelInferRequest"](model_name="m", raw_input_contents=[bytes(16)])
     message.inputs.add(name="x", datatype="FP32", shape=[1, 4])

@@ -15,16 +15,16 @@ from hypothesis import strategies as st
 from support.link_replica import Answer, echo, reply, specs
 from support.memory_router import MemoryRouter
 
-from orchestrator.serving.link import Frame, Kind, LinkError, decode_tensors, encode
-from orchestrator.serving.reports import read_report
-from orchestrator.serving.tensors import Tensor
-from orchestrator.serving.wire import (
+from orchestrator.serving.link.frames import Frame, Kind, LinkError, decode_tensors, encode
+from orchestrator.serving.link.reports import read_report
+from orchestrator.serving.link.wire import (
     read_credit,
     read_hello,
     read_placements,
     read_rows,
     read_statuses,
 )
+from orchestrator.serving.protocol.tensors import Tensor
 
 CALM = settings(max_examples=120, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 PREFIX_BYTES = 16

@@ -15,8 +15,8 @@ from support import fuzz_targets
 from tritonclient.utils import np_to_triton_dtype
 
 from orchestrator.serving.errors import RequestError
-from orchestrator.serving.oip import parse_request
-from orchestrator.serving.tensors import ITEM_BYTES, numpy_dtype
+from orchestrator.serving.protocol.oip import parse_request
+from orchestrator.serving.protocol.tensors import ITEM_BYTES, numpy_dtype
 
 CALM = settings(max_examples=150, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 DTYPES = ("?", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8")

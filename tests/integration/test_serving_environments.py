@@ -70,7 +70,7 @@ def test_a_bare_environment_serves(pythons: dict[str, str], name: str, tmp_path:
         site.stop()
 
 
-@pytest.mark.parametrize("module", ["router", "replica", "agent_core", "client", "admin"])
+@pytest.mark.parametrize("module", ["router.process", "replica.process", "agent.process", "client", "admin"])
 def test_the_data_plane_imports_nothing_heavy(module: str) -> None:
     code = (
         f"import sys, orchestrator.serving.{module}; print([n for n in {(*ABSENT, 'onnxruntime')} if n in sys.modules])"

@@ -22,8 +22,8 @@ import pytest
 import tritonclient.grpc as triton_grpc
 from tritonclient.utils import InferenceServerException
 
-from orchestrator.serving.auth import add_token
 from orchestrator.serving.client import OipClient
+from orchestrator.serving.router.auth import add_token
 from tests.support.certificates import Authority
 from tests.support.serving_site import ServingSite, generation, scale_bundle
 

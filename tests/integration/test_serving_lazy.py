@@ -19,8 +19,8 @@ from tests.support.serving_site import ServingSite, generation, scale_bundle
 BODY = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 1, 1, 1]}]}
 MODELS = 30
 FACTORS = (2.0, 3.0, 4.0)
-BUDGET_BYTES = 250 << 20
-"""Three replicas of about 66 MiB each; a fourth does not fit."""
+BUDGET_BYTES = 225 << 20
+"""Three replicas of 57 to 74 MiB each; a fourth does not fit."""
 
 
 def infer(site: ServingSite, name: str, timeout_s: float = 30) -> httpx.Response:

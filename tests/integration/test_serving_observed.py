@@ -21,8 +21,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from orchestrator.app import top as app_top
 from orchestrator.cli.main import main
 from orchestrator.cli.top_table import lines
-from orchestrator.serving.auth import add_token
-from orchestrator.serving.oip_grpc import MESSAGES
+from orchestrator.serving.protocol.oip_grpc import MESSAGES
+from orchestrator.serving.router.auth import add_token
 from tests.support.npu_smi_texts import ONE_CHIP_PER_NPU
 from tests.support.serving_site import ROOT, ServingSite, generation, scale_bundle
 

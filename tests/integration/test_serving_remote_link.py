@@ -15,8 +15,8 @@ import pytest
 from orchestrator.core.errors import UsageError
 from orchestrator.core.processes import end_processes
 from orchestrator.serving.client import OipClient
-from orchestrator.serving.link import Kind, encode
-from orchestrator.serving.remote_link import first_line, read_token
+from orchestrator.serving.link.frames import Kind, encode
+from orchestrator.serving.link.remote import first_line, read_token
 from tests.support.certificates import Authority
 from tests.support.serving_site import DEVICE, ServingSite, generation, scale_bundle
 
@@ -72,7 +72,7 @@ def test_a_replica_behind_the_relay_serves(
         "ca": str(ours.path),
         "parent_pid": os.getpid(),
     }
-    relay = site._spawn("link_relay", config, "relay")
+    relay = site._spawn("link.relay", config, "relay")
     try:
         site.start_agent(link=near)
         site.serve("double", generation(1, scale_bundle(tmp_path / "double", 2.0)))

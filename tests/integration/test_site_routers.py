@@ -22,7 +22,7 @@ from orchestrator.core.errors import InfraError, UsageError
 from orchestrator.core.files import private_folder
 from orchestrator.core.processes import end_processes
 from orchestrator.serving.admin import RouterAdmin
-from orchestrator.serving.auth import add_token
+from orchestrator.serving.router.auth import add_token
 from orchestrator.serving.table import RoutingTable
 
 

@@ -6,17 +6,17 @@ import heapq
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from orchestrator.serving.dispatch import Dispatcher
+from orchestrator.serving.dispatch.dispatcher import Dispatcher
+from orchestrator.serving.dispatch.fairness import Slot
+from orchestrator.serving.dispatch.lanes import Lane, Replica, Request
 from orchestrator.serving.errors import RequestError
-from orchestrator.serving.fairness import Slot
-from orchestrator.serving.lanes import Lane, Replica, Request
-from orchestrator.serving.link import Frame, FrameReader, Kind, encode_tensors
-from orchestrator.serving.oip import LAST
-from orchestrator.serving.record import Recorder
+from orchestrator.serving.link.frames import Frame, FrameReader, Kind, encode_tensors
+from orchestrator.serving.observe.record import Recorder
+from orchestrator.serving.protocol.oip import LAST
+from orchestrator.serving.protocol.signature import Fitted, Signature
+from orchestrator.serving.protocol.tensors import Tensor, TensorSpec
 from orchestrator.serving.serve_settings import ServeSettings
-from orchestrator.serving.signature import Fitted, Signature
 from orchestrator.serving.table import Generation
-from orchestrator.serving.tensors import Tensor, TensorSpec
 
 DEVICE = "cpu (rehearsal)"
 

@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from orchestrator.serving.link import Frame, Kind, encode
-from orchestrator.serving.tensors import Tensor
-from orchestrator.serving.wire import read_rows
+from orchestrator.serving.link.frames import Frame, Kind, encode
+from orchestrator.serving.link.wire import read_rows
+from orchestrator.serving.protocol.tensors import Tensor
 from support.checked_load import CheckedLoad
 from support.link_replica import LinkReplica, echo, echo_process, reply, row, specs
 from support.serving_site import ServingSite

@@ -13,20 +13,20 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from orchestrator.serving.errors import RequestError
-from orchestrator.serving.link import FrameReader, Kind, LinkError, decode_tensors
-from orchestrator.serving.oip import InferRequest, parse_request
-from orchestrator.serving.oip_grpc import MESSAGES
-from orchestrator.serving.oip_grpc import parse_request as parse_message
-from orchestrator.serving.reports import read_report
-from orchestrator.serving.signature import Signature, fit
-from orchestrator.serving.tensors import TensorSpec
-from orchestrator.serving.wire import (
+from orchestrator.serving.link.frames import FrameReader, Kind, LinkError, decode_tensors
+from orchestrator.serving.link.reports import read_report
+from orchestrator.serving.link.wire import (
     read_credit,
     read_hello,
     read_placements,
     read_rows,
     read_statuses,
 )
+from orchestrator.serving.protocol.oip import InferRequest, parse_request
+from orchestrator.serving.protocol.oip_grpc import MESSAGES
+from orchestrator.serving.protocol.oip_grpc import parse_request as parse_message
+from orchestrator.serving.protocol.signature import Signature, fit
+from orchestrator.serving.protocol.tensors import TensorSpec
 from support.link_replica import specs
 from support.memory_router import MemoryRouter
 

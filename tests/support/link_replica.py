@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from orchestrator.core.digests import sha256_bytes
-from orchestrator.serving.link import Frame, FrameReader, Kind, decode_tensors, encode, encode_tensors
+from orchestrator.serving.link.frames import Frame, FrameReader, Kind, decode_tensors, encode, encode_tensors
+from orchestrator.serving.link.wire import ReplicaHello, read_rows
+from orchestrator.serving.protocol.signature import Signature
+from orchestrator.serving.protocol.tensors import ITEM_BYTES, Dim, Tensor, TensorSpec
 from orchestrator.serving.runtimes.api import REHEARSAL
-from orchestrator.serving.signature import Signature
-from orchestrator.serving.tensors import ITEM_BYTES, Dim, Tensor, TensorSpec
-from orchestrator.serving.wire import ReplicaHello, read_rows
 
 DATATYPES = tuple(ITEM_BYTES)
 

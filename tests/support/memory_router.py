@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator.serving.config import RouterSettings
-from orchestrator.serving.link import FrameReader, Kind, decode_tensors, encode
-from orchestrator.serving.router import Router
+from orchestrator.serving.link.frames import FrameReader, Kind, decode_tensors, encode
+from orchestrator.serving.link.wire import ReplicaHello, read_rows
+from orchestrator.serving.protocol.signature import Signature
+from orchestrator.serving.protocol.tensors import TensorSpec
+from orchestrator.serving.router.process import Router
 from orchestrator.serving.runtimes.api import REHEARSAL
-from orchestrator.serving.signature import Signature
 from orchestrator.serving.table import RoutingTable
-from orchestrator.serving.tensors import TensorSpec
-from orchestrator.serving.wire import ReplicaHello, read_rows
 from support.link_replica import Answer, bundle_of, echo, row
 
 _T = TypeVar("_T")

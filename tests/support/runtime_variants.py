@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from orchestrator.ascend.mindspore_lite import MindSporeLite
 from orchestrator.bundle.variant import Variant, write_variant
-from orchestrator.serving.tensors import Tensor, from_array
+from orchestrator.serving.protocol.tensors import Tensor, from_array
 from support.fake_acl import write_om
 
 BUNDLE = "sha256:" + "b" * 64

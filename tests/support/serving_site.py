@@ -178,7 +178,7 @@ class ServingSite:
             config["peers"] = [str(self.short / f"admin-{number}.sock") for number in range(1, self.routers)]
         state = self.folder / "router" / "router.json"
         state.unlink(missing_ok=True)
-        self.router = self._spawn("router", config, "router")
+        self.router = self._spawn("router.process", config, "router")
         self.wait(lambda: state.exists() or self._dead(self.router), 15, "router")
         told = json.loads(state.read_text())
         self.url, self.grpc = told["url"], told["grpc"]
@@ -202,7 +202,7 @@ class ServingSite:
         }
         state = self.folder / f"router-{number}" / "router.json"
         state.unlink(missing_ok=True)
-        process = self.followers[number] = self._spawn("router", config, f"router-{number}")
+        process = self.followers[number] = self._spawn("router.process", config, f"router-{number}")
         self.wait(lambda: state.exists() or self._dead(process, f"router-{number}.log"), 15, "router")
 
     def start_agent(
@@ -218,7 +218,7 @@ class ServingSite:
             "links": [str(self.short / f"link-{number}.sock") for number in range(1, self.routers)],
             **more,
         }
-        agent = self._spawn("agent_core", config, name)
+        agent = self._spawn("agent.process", config, name)
         self.agents.append(agent)
         return agent
 

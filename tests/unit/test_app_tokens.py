@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cli.main import main
-from orchestrator.serving.auth import Guard
+from orchestrator.serving.router.auth import Guard
 
 SITE = "environment: 1\nsites: {local: {kind: local, serving: {tokens_file: tokens}}}\n"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.core.errors import UsageError
-from orchestrator.serving.auth import Guard, Token, add_token, read_tokens
 from orchestrator.serving.errors import RequestError
+from orchestrator.serving.router.auth import Guard, Token, add_token, read_tokens
 
 
 def _header(token: str) -> bytes:

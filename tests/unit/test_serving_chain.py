@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.serving.chain import Chain, client_signature
-from orchestrator.serving.dispatch import Dispatcher
+from orchestrator.serving.dispatch.dispatcher import Dispatcher
+from orchestrator.serving.dispatch.lanes import Lane, Replica, Request
 from orchestrator.serving.errors import RequestError
-from orchestrator.serving.lanes import Lane, Replica, Request
-from orchestrator.serving.oip import InferRequest
-from orchestrator.serving.record import Recorder
-from orchestrator.serving.signature import Signature, fit
+from orchestrator.serving.observe.record import Recorder
+from orchestrator.serving.protocol.oip import InferRequest
+from orchestrator.serving.protocol.signature import Signature, fit
+from orchestrator.serving.protocol.tensors import TensorSpec, from_array
+from orchestrator.serving.router.chain import Chain, client_signature
 from orchestrator.serving.table import Generation
-from orchestrator.serving.tensors import TensorSpec, from_array
 
 BUNDLE = "sha256:" + "a" * 64
 TEXT = TensorSpec("text", "BYTES", ("batch",))

@@ -8,8 +8,8 @@ import zlib
 
 import pytest
 
-from orchestrator.serving import codings
 from orchestrator.serving.errors import RequestError
+from orchestrator.serving.protocol import codings
 
 LIMIT = 64 << 20
 TEXT = b'{"inputs": []}' * 100

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.serving.pace import Pace
-from orchestrator.serving.queueing import rows_by_shape
+from orchestrator.serving.dispatch.pace import Pace
+from orchestrator.serving.dispatch.queueing import rows_by_shape
+from orchestrator.serving.protocol.signature import Signature
+from orchestrator.serving.protocol.tensors import TensorSpec
 from orchestrator.serving.serve_settings import ServeSettings
-from orchestrator.serving.signature import Signature
-from orchestrator.serving.tensors import TensorSpec
 from tests.support.dispatch_world import Client, World
 
 BATCH_S = 0.01

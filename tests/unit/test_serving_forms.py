@@ -10,11 +10,11 @@ import orjson
 import pytest
 
 from orchestrator.serving.errors import RequestError
-from orchestrator.serving.forms import Forms
-from orchestrator.serving.oip import InferRequest, parse_request
-from orchestrator.serving.oip_json import decode
-from orchestrator.serving.signature import Signature, fit
-from orchestrator.serving.tensors import Buffer, TensorSpec
+from orchestrator.serving.protocol.forms import Forms
+from orchestrator.serving.protocol.oip import InferRequest, parse_request
+from orchestrator.serving.protocol.oip_json import decode
+from orchestrator.serving.protocol.signature import Signature, fit
+from orchestrator.serving.protocol.tensors import Buffer, TensorSpec
 
 ROW = {"name": "x", "datatype": "FP32", "shape": [1, 4]}
 SIGNATURE = Signature((TensorSpec("x", "FP32", ("batch", 4)),), (TensorSpec("y", "FP32", ("batch", 4)),), 8)

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.serving.errors import RequestError, one_line
-from orchestrator.serving.oip_grpc import MESSAGES, parse_request
-from orchestrator.serving.proto import ProtoError, load_messages, parse_proto
-from orchestrator.serving.tensors import ITEM_BYTES, join_bytes
+from orchestrator.serving.protocol.oip_grpc import MESSAGES, parse_request
+from orchestrator.serving.protocol.proto import ProtoError, load_messages, parse_proto
+from orchestrator.serving.protocol.tensors import ITEM_BYTES, join_bytes
 
 KIND = MESSAGES["ModelInferRequest"]
 FIELDS = {

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.serving.grpc_forms import RawForms, render
-from orchestrator.serving.lanes import Lane, Request
-from orchestrator.serving.oip_grpc import MESSAGES, lane_part, parse_request, write_answer
-from orchestrator.serving.signature import Signature, fit
+from orchestrator.serving.dispatch.lanes import Lane, Request
+from orchestrator.serving.protocol.grpc_forms import RawForms, render
+from orchestrator.serving.protocol.oip_grpc import MESSAGES, lane_part, parse_request, write_answer
+from orchestrator.serving.protocol.signature import Signature, fit
+from orchestrator.serving.protocol.tensors import Tensor, TensorSpec
 from orchestrator.serving.table import Generation
-from orchestrator.serving.tensors import Tensor, TensorSpec
 
 KIND = MESSAGES["ModelInferRequest"]
 SIGNATURE = Signature((TensorSpec("x", "FP32", ("batch", 4)),), (TensorSpec("y", "FP32", ("batch", 4)),), 8)

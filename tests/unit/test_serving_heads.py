@@ -8,10 +8,10 @@ from typing import Any
 import orjson
 import pytest
 
-from orchestrator.serving.exchange import Exchange
-from orchestrator.serving.heads import Head, Heads
-from orchestrator.serving.http import HttpServer
-from orchestrator.serving.limits import Limits
+from orchestrator.serving.protocol.exchange import Exchange
+from orchestrator.serving.protocol.heads import Head, Heads
+from orchestrator.serving.protocol.http import HttpServer
+from orchestrator.serving.protocol.limits import Limits
 
 HEAD = b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n"
 

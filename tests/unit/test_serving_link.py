@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.serving.link import (
+from orchestrator.serving.link.frames import (
     MAX_BODY_BYTES,
     MAX_HEAD_BYTES,
     Frame,
@@ -20,7 +21,7 @@ from orchestrator.serving.link import (
     encode,
     encode_tensors,
 )
-from orchestrator.serving.tensors import ITEM_BYTES, from_array, join_bytes
+from orchestrator.serving.protocol.tensors import ITEM_BYTES, from_array, join_bytes
 
 PREFIX = struct.Struct("<2sBBIII")
 DTYPES = [
@@ -146,7 +147,7 @@ def test_head_and_body_must_fit(described: object) -> None:
 def test_the_document_names_every_kind_and_cap() -> None:
     import orchestrator.serving as room
 
-    text = (__import__("pathlib").Path(room.__file__).parent / "LINK.md").read_text()
+    text = (Path(room.__file__).parent / "link" / "LINK.md").read_text()
     for kind in Kind:
         assert f"| {int(kind)} | {kind.name.lower()} |" in text
     assert f"{MAX_HEAD_BYTES:,}" in text

@@ -10,7 +10,7 @@ import time
 import pytest
 import uvloop
 
-from orchestrator.serving.listening import Listener
+from orchestrator.serving.protocol.listening import Listener
 
 
 class Counted(asyncio.Protocol):

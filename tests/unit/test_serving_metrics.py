@@ -11,13 +11,20 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from orchestrator.serving import metrics as metrics_module
-from orchestrator.serving.device_figures import DeviceFigures, DevicePoll, Received, figure_families, look, read_figures
-from orchestrator.serving.exposition import Family, write
-from orchestrator.serving.gauges import Pulse
-from orchestrator.serving.link import Frame, Kind
-from orchestrator.serving.peers import merge_metrics
-from orchestrator.serving.record import Recorder
+from orchestrator.serving.agent.device_figures import (
+    DeviceFigures,
+    DevicePoll,
+    Received,
+    figure_families,
+    look,
+    read_figures,
+)
+from orchestrator.serving.link.frames import Frame, Kind
+from orchestrator.serving.observe import metrics as metrics_module
+from orchestrator.serving.observe.exposition import Family, write
+from orchestrator.serving.observe.gauges import Pulse
+from orchestrator.serving.observe.record import Recorder
+from orchestrator.serving.router.peers import merge_metrics
 from orchestrator.serving.table import Generation
 from tests.support import npu_smi_texts
 

@@ -15,16 +15,16 @@ import pytest
 from google.protobuf import json_format
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from orchestrator.serving import access_log as access_log_module
-from orchestrator.serving.access_log import AccessLog
-from orchestrator.serving.exchange import Exchange
-from orchestrator.serving.heads import Head
-from orchestrator.serving.observers import LOG_FILE, Observers
-from orchestrator.serving.otlp import Exporter
-from orchestrator.serving.otlp_settings import OtlpSettings, otlp_settings
-from orchestrator.serving.record import Recorder
+from orchestrator.serving.observe import access_log as access_log_module
+from orchestrator.serving.observe.access_log import AccessLog
+from orchestrator.serving.observe.observers import LOG_FILE, Observers
+from orchestrator.serving.observe.otlp import Exporter
+from orchestrator.serving.observe.otlp_settings import OtlpSettings, otlp_settings
+from orchestrator.serving.observe.record import Recorder
+from orchestrator.serving.observe.tracing import Tracer, read_parent
+from orchestrator.serving.protocol.exchange import Exchange
+from orchestrator.serving.protocol.heads import Head
 from orchestrator.serving.table import Generation
-from orchestrator.serving.tracing import Tracer, read_parent
 
 LIVE = Generation(3, "sha256:" + "0" * 64, "/bundle", "onnx-cpu", 100, "live", "cpu (rehearsal)")
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.serving.answer import split_rows, write_answer
 from orchestrator.serving.client import decode_response, encode_request
 from orchestrator.serving.errors import RequestError
-from orchestrator.serving.oip import parse_request
-from orchestrator.serving.signature import Signature, fit
-from orchestrator.serving.tensors import TensorSpec, from_array, join_bytes
+from orchestrator.serving.protocol.answer import split_rows, write_answer
+from orchestrator.serving.protocol.oip import parse_request
+from orchestrator.serving.protocol.signature import Signature, fit
+from orchestrator.serving.protocol.tensors import TensorSpec, from_array, join_bytes
 
 EXACT = {
     "BOOL": np.bool_,

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from orchestrator.serving.peers import Peers, merge_events, merge_metrics, merge_status
+from orchestrator.serving.router.peers import Peers, merge_events, merge_metrics, merge_status
 
 
 def _status(number: int, ready: int, in_flight: int, endpoint: str = "a") -> dict[str, Any]:

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.serving.lanes import Lane, Request
-from orchestrator.serving.oip import LAST
-from orchestrator.serving.queueing import MAX_BATCH_BYTES, enqueue, take_batch, take_useless
-from orchestrator.serving.signature import Fitted
+from orchestrator.serving.dispatch.lanes import Lane, Request
+from orchestrator.serving.dispatch.queueing import MAX_BATCH_BYTES, enqueue, take_batch, take_useless
+from orchestrator.serving.protocol.oip import LAST
+from orchestrator.serving.protocol.signature import Fitted
 
 
 class Caller:

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 
 from orchestrator.rollout.readiness import readiness
-from orchestrator.serving import resident, residents
+from orchestrator.serving.agent import resident, residents
+from orchestrator.serving.agent.residents import Residents
 from orchestrator.serving.config import AgentSettings
-from orchestrator.serving.lanes import Lane
-from orchestrator.serving.link import Kind
-from orchestrator.serving.reports import ReplicaReport
-from orchestrator.serving.residents import Residents
+from orchestrator.serving.dispatch.lanes import Lane
+from orchestrator.serving.dispatch.waking import Waking
+from orchestrator.serving.link.frames import Kind
+from orchestrator.serving.link.reports import ReplicaReport
+from orchestrator.serving.link.wire import Placement
 from orchestrator.serving.table import Generation
-from orchestrator.serving.waking import Waking
-from orchestrator.serving.wire import Placement
 
 DEVICE = "cpu (rehearsal)"
 MIB = 1 << 20

@@ -15,9 +15,9 @@ from orchestrator.bundle.golden import read_golden
 from orchestrator.bundle.serve_golden import SERVE_GOLDEN, read_serve_golden
 from orchestrator.bundle.unpack import open_unpacked
 from orchestrator.core.errors import GateError, IntegrityError, UserCodeError
-from orchestrator.serving.oip import LAST
+from orchestrator.serving.protocol.oip import LAST
+from orchestrator.serving.protocol.tensors import TensorSpec
 from orchestrator.serving.serve_settings import DEFAULTS, SERVE_JSON, read_serve_settings
-from orchestrator.serving.tensors import TensorSpec
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from orchestrator.ascend.devices import devices_for, has_soc
 from orchestrator.cluster.devices import check_devices
 from orchestrator.cluster.pool import LocalPool
 from orchestrator.core.errors import DeviceError
-from orchestrator.serving.slot_device import cann_variables, soc_of_slot
+from orchestrator.serving.agent.slot_device import cann_variables, soc_of_slot
 
 VISIBLE = "ASCEND_RT_VISIBLE_DEVICES"
 

@@ -14,14 +14,14 @@ from support.stage_bundles import RECIPE, TEXT, stage_bundle
 
 from orchestrator.bundle.unpack import open_unpacked
 from orchestrator.core.errors import ServingError
-from orchestrator.serving.batch import execute, start
-from orchestrator.serving.link import FrameReader, decode_tensors
+from orchestrator.serving.link.frames import FrameReader, decode_tensors
+from orchestrator.serving.link.wire import Placement
+from orchestrator.serving.protocol.signature import Signature
+from orchestrator.serving.protocol.tensors import Tensor, TensorSpec, from_array
+from orchestrator.serving.replica.batch import execute, start
+from orchestrator.serving.replica.stages import check_stage, with_stages
 from orchestrator.serving.runtimes.api import ExecutionFailed, InputRejected, Job, Session, Stage, runtime
 from orchestrator.serving.runtimes.stage_call import call_stage
-from orchestrator.serving.signature import Signature
-from orchestrator.serving.stages import check_stage, with_stages
-from orchestrator.serving.tensors import Tensor, TensorSpec, from_array
-from orchestrator.serving.wire import Placement
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +173,6 @@ def test_an_agent_runs_the_stages_beside_the_model(bundle: Path, tmp_path: Path)
 
 
 def test_the_runtime_needs_no_heavy_library() -> None:
-    code = "import sys, orchestrator.serving.runtimes.python_stage, orchestrator.serving.stages\n"
+    code = "import sys, orchestrator.serving.runtimes.python_stage, orchestrator.serving.replica.stages\n"
     code += "print(sorted({'torch', 'onnx', 'onnxruntime', 'pydantic', 'ray'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -11,9 +11,9 @@ import time
 from collections.abc import Sequence
 from typing import Any, cast
 
-from orchestrator.serving import replica
+from orchestrator.serving.protocol.tensors import Tensor, TensorSpec
+from orchestrator.serving.replica import process as replica
 from orchestrator.serving.runtimes import api
-from orchestrator.serving.tensors import Tensor, TensorSpec
 
 _PAUSE_S = float(os.environ.get("ECHO_MS", "0")) / 1000
 

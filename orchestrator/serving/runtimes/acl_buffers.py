@@ -10,9 +10,9 @@ from typing import Final, Literal
 import numpy as np
 
 from orchestrator.core.errors import ServingError
+from orchestrator.serving.protocol.tensors import ITEM_BYTES, Tensor, TensorSpec, count
 from orchestrator.serving.runtimes.acl_device import AclDevice
 from orchestrator.serving.runtimes.sizes import Fit, Sizes
-from orchestrator.serving.tensors import ITEM_BYTES, Tensor, TensorSpec, count
 
 Mode = Literal["static", "batch", "dims", "ranges"]
 GEAR_INPUT: Final = "ascend_mbatch_shape_data"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Protocol, cast
 
 from orchestrator.core.errors import OrchestratorError, UsageError
-from orchestrator.serving.tensors import Tensor, TensorSpec
+from orchestrator.serving.protocol.tensors import Tensor, TensorSpec
 
 if TYPE_CHECKING:
     from orchestrator.bundle.variant import Variant

@@ -24,9 +24,9 @@ import numpy.typing as npt
 
 from orchestrator.ascend.atc_process import private_environment
 from orchestrator.core.errors import DeviceError, OrchestratorError, ServingError
+from orchestrator.serving.protocol.tensors import Buffer, Tensor, TensorSpec, from_array, numpy_dtype
 from orchestrator.serving.runtimes.api import Bucket, ExecutionFailed, InputRejected
 from orchestrator.serving.runtimes.sizes import Fit, Sizes, cut, padded
-from orchestrator.serving.tensors import Buffer, Tensor, TensorSpec, from_array, numpy_dtype
 
 _HEAD: Final = struct.Struct("<IQ")
 _CHILDREN: Final = Path(__file__).with_name("children")

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from orchestrator.core.errors import DeviceError, ServingError
+from orchestrator.serving.protocol.tensors import Tensor, TensorSpec
 from orchestrator.serving.runtimes.acl_buffers import GEAR_INPUT, Buffers, Loaded, Mode, Port, bytes_of
 from orchestrator.serving.runtimes.acl_device import AclDevice
 from orchestrator.serving.runtimes.api import REHEARSAL, Bucket, Copying, ExecutionFailed, InputRejected, Job, Session
 from orchestrator.serving.runtimes.sizes import Sizes, sizes_of_variant
-from orchestrator.serving.tensors import Tensor, TensorSpec
 
 DEPTH: Final = 2
 _TYPES: Final[Mapping[int, str]] = {

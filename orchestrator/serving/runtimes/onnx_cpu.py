@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.core.errors import DeviceError, ServingError
+from orchestrator.serving.protocol.tensors import Dim, Tensor, TensorSpec, from_array
 from orchestrator.serving.runtimes.api import REHEARSAL, Bucket, ExecutionFailed, InputRejected, Job, Session
 from orchestrator.serving.runtimes.sizes import MAX_BATCH, batches
-from orchestrator.serving.tensors import Dim, Tensor, TensorSpec, from_array
 
 # onnxruntime has no types; here is its whole surface.
 _ort: Any = importlib.import_module("onnxruntime")

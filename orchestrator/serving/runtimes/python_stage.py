@@ -11,6 +11,7 @@ from typing import Final, cast
 
 from orchestrator.bundle.unpack import read_card
 from orchestrator.core.errors import ServingError
+from orchestrator.serving.protocol.tensors import Tensor, TensorSpec
 from orchestrator.serving.runtimes.api import Bucket, Job, Session
 from orchestrator.serving.runtimes.sizes import MAX_BATCH, batches
 from orchestrator.serving.runtimes.stage_call import Function, call_stage
@@ -22,7 +23,6 @@ from orchestrator.serving.serve_settings import (
     read_serve_settings,
     stage_specs,
 )
-from orchestrator.serving.tensors import Tensor, TensorSpec
 
 NAME: Final = "python-stage"
 

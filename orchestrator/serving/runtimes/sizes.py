@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from orchestrator.core.errors import ServingError
+from orchestrator.serving.protocol.tensors import ITEM_BYTES, Dim, Tensor, TensorSpec, count
 from orchestrator.serving.runtimes.api import Bucket, InputRejected
-from orchestrator.serving.tensors import ITEM_BYTES, Dim, Tensor, TensorSpec, count
 
 if TYPE_CHECKING:
     from orchestrator.bundle.variant import Variant

@@ -10,8 +10,8 @@ from typing import Any, Final, cast
 import numpy as np
 import numpy.typing as npt
 
+from orchestrator.serving.protocol.tensors import Tensor, TensorSpec, from_array
 from orchestrator.serving.runtimes.api import ExecutionFailed, InputRejected
-from orchestrator.serving.tensors import Tensor, TensorSpec, from_array
 
 Array = npt.NDArray[Any]
 Function = Callable[[dict[str, Array]], Mapping[str, Array]]

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from orchestrator.core.errors import DeviceError, ServingError, UserCodeError
+from orchestrator.serving.protocol.tensors import Tensor, TensorSpec, from_array, numpy_dtype
 from orchestrator.serving.runtimes.api import REHEARSAL, Bucket, ExecutionFailed, InputRejected, Job, Session
 from orchestrator.serving.runtimes.sizes import Fit, Sizes, cut, oip_datatype, padded, sizes_of
-from orchestrator.serving.tensors import Tensor, TensorSpec, from_array, numpy_dtype
 
 if TYPE_CHECKING:
     from types import ModuleType

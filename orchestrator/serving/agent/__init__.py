@@ -1,0 +1,1 @@
+"""The agent: holds one device slot and supervises the replicas of its models."""

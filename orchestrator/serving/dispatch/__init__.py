@@ -1,0 +1,1 @@
+"""From admitted requests to batches on replicas: queues, fairness between endpoints, pace, endings. No sockets, no clock."""

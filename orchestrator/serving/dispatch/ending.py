@@ -1,0 +1,73 @@
+"""How a request ends: its caller is answered, once, and it is written down."""
+
+from __future__ import annotations
+
+from orchestrator.serving.dispatch.lanes import Request
+from orchestrator.serving.errors import RequestError
+from orchestrator.serving.observe.record import Recorder
+from orchestrator.serving.protocol.tensors import Tensor
+from orchestrator.serving.serve_settings import MODEL
+
+
+class Ending:
+    """The part of the dispatcher that ends requests."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+
+    def _finish(
+        self,
+        request: Request,
+        status: int,
+        kind: str,
+        now: float,
+        replica: str = "",
+        batch: int = 0,
+        compute_us: int = 0,
+    ) -> None:
+        lane, queue_s, total_s = request.lane, (request.sent or now) - request.arrived, now - request.arrived
+        if lane.chained and lane.stage == MODEL:
+            return  # the chain records the whole
+        lane.statistics.ended(
+            ok=status == 200, rows=request.fitted.rows, queue_s=queue_s, compute_us=compute_us, total_s=total_s
+        )
+        self._recorder.record(
+            lane.endpoint,
+            lane.generation,
+            status,
+            kind,
+            replica=replica,
+            batch_size=batch,
+            queue_s=queue_s,
+            compute_us=compute_us,
+            total_s=total_s,
+            synthetic=request.synthetic,
+            caller=request.caller,
+            stage=lane.stage,
+        )
+
+    def _fail(self, request: Request, error: RequestError, now: float, replica: str = "") -> None:
+        caller = request.caller
+        if caller.done:
+            return
+        gone = caller.gone
+        caller.refuse(error, request.lane)
+        status, kind = (499, "client_gone") if gone else (error.status, error.kind)
+        self._finish(request, status, kind, now, replica)
+
+    def _answer(
+        self, request: Request, outputs: list[Tensor], replica: str, now: float, rows: int, compute_us: int
+    ) -> None:
+        caller = request.caller
+        if caller.done:
+            return
+        gone = caller.gone
+        if request.lane.chained:
+            request.ran = (replica, rows, compute_us)
+        try:
+            caller.answer(request, outputs)
+        except RequestError as error:
+            self._fail(request, error, now, replica)
+            return
+        status, kind = (499, "client_gone") if gone else (200, "")
+        self._finish(request, status, kind, now, replica, rows, compute_us)

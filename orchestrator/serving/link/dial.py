@@ -1,0 +1,173 @@
+"""The replica's end of the link: one connection to every router of the site, each dialled again when it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import struct
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from orchestrator.serving.link.frames import Frame, FrameReader, Kind, encode
+from orchestrator.serving.protocol.tensors import Buffer
+
+_FIRST_DELAY_S: Final = 0.05
+_MAX_DELAY_S: Final = 1.0
+_READ_BYTES: Final = 1 << 20
+_JOIN_BYTES: Final = 1 << 20
+_SEND_S: Final = 5
+"""A router that takes nothing for this long is given up, so that it cannot hold up the others."""
+_SEND_TIMEOUT: Final = struct.pack("ll", _SEND_S, 0)
+
+
+class Link:
+    """One connection to one router; when it ends, another takes its place.
+
+    Attributes:
+        due: When to dial, monotonic seconds.
+        up: Whether it is connected.
+        draining: Whether the router has asked us to end.
+        asked: Whether we have asked it for that.
+    """
+
+    __slots__ = ("_delay_s", "asked", "draining", "due", "path", "reader", "socket", "up")
+
+    def __init__(self, path: str, due: float = 0.0) -> None:
+        self.path = path
+        self.due = due
+        self._delay_s = _FIRST_DELAY_S
+        self.socket = socket.socket()
+        self.socket.close()
+        self.reader = FrameReader()
+        self.up = self.draining = self.asked = False
+
+    def dial(self, greeting: bytes) -> bool:
+        """Try to connect and say hello; where that fails, it is `due` again a little later."""
+        link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_TIMEOUT)
+        try:
+            link.connect(self.path)
+            link.sendall(greeting)
+        except OSError:
+            link.close()
+            self.due = time.monotonic() + self._delay_s
+            self._delay_s = min(self._delay_s * 2, _MAX_DELAY_S)
+            return False
+        self.socket, self.up = link, True
+        return True
+
+    def send(self, pieces: Sequence[Buffer]) -> None:
+        """Send a frame.
+
+        Raises:
+            OSError: The connection has ended.
+        """
+        if sum(map(len, pieces)) <= _JOIN_BYTES:
+            self.socket.sendall(b"".join(pieces))
+        else:
+            for piece in pieces:
+                self.socket.sendall(piece)
+
+    def close(self, reason: str = "") -> None:
+        """End the connection, saying bye with a reason where there is one."""
+        if reason:
+            with contextlib.suppress(OSError):
+                self.send([encode(Kind.BYE, {"reason": reason})])
+        self.socket.close()
+        self.up = False
+
+
+class Links:
+    """The connections to all routers.
+
+    Args:
+        paths: Their link sockets.
+        greeting: What to say first on each: hello and credit.
+    """
+
+    def __init__(self, paths: Sequence[str], greeting: bytes) -> None:
+        self._greeting = greeting
+        self._buffer = memoryview(bytearray(_READ_BYTES))
+        self._down = [Link(path) for path in dict.fromkeys(paths)]
+        self._poll = select.poll()
+        self._by_file: dict[int, Link] = {}
+
+    @property
+    def up(self) -> Sequence[Link]:
+        """The links that are connected."""
+        return list(self._by_file.values())
+
+    @property
+    def over(self) -> bool:
+        """Whether every router that we are connected to has asked us to end."""
+        return bool(self._by_file) and all(link.draining for link in self._by_file.values())
+
+    def read(self, *, wait: bool) -> Sequence[tuple[Link, Frame | None]]:
+        """Return the frames that have arrived; None in the place of one is the end of that connection.
+
+        Args:
+            wait: Return only when there is something, or when a connection has been made.
+        """
+        if self._down and self._dial_due():
+            return ()
+        if wait and not self._down and len(self._by_file) == 1:
+            # The usual case costs one call of the kernel.
+            return self._receive(next(iter(self._by_file.values())), 0)
+        found: list[tuple[Link, Frame | None]] = []
+        for file, _ in self._poll.poll(self._patience_ms() if wait else 0):
+            found.extend(self._receive(self._by_file[file], socket.MSG_DONTWAIT))
+        return found
+
+    def pause(self, seconds: float) -> None:
+        """Sleep until something arrives, at most `seconds`."""
+        select.select([link.socket for link in self._by_file.values()], [], [], seconds)
+
+    def ask_drain(self) -> None:
+        """Ask every router, once, to send nothing more: each answers with drain, behind what it has sent already."""
+        for link in self.up:
+            if not link.asked:
+                link.asked = True
+                with contextlib.suppress(OSError):
+                    link.send([encode(Kind.DRAIN, {})])
+
+    def end(self, link: Link, reason: str = "", delay_s: float = _FIRST_DELAY_S) -> None:
+        """Close a connection; its router is dialled again after `delay_s`."""
+        if link.up:
+            self._poll.unregister(link.socket)
+            del self._by_file[link.socket.fileno()]
+            link.close(reason)
+            self._down.append(Link(link.path, time.monotonic() + delay_s))
+
+    def close(self, reason: str) -> None:
+        """Say bye everywhere."""
+        for link in self.up:
+            self.end(link, reason)
+
+    def _dial_due(self) -> bool:
+        now, dialled = time.monotonic(), False
+        for link in [link for link in self._down if link.due <= now]:
+            if link.dial(self._greeting):
+                self._down.remove(link)
+                self._by_file[link.socket.fileno()] = link
+                self._poll.register(link.socket, select.POLLIN)
+                dialled = True
+        return dialled
+
+    def _patience_ms(self) -> float | None:
+        if not self._down:
+            return None
+        return max(0.0, min(link.due for link in self._down) - time.monotonic()) * 1000 + 1
+
+    def _receive(self, link: Link, flags: int) -> Sequence[tuple[Link, Frame | None]]:
+        try:
+            size = link.socket.recv_into(self._buffer, 0, flags)
+        except BlockingIOError:
+            return ()
+        except OSError:
+            size = 0
+        if not size:
+            self.end(link)
+            return ((link, None),)
+        return [(link, frame) for frame in link.reader.feed(self._buffer[:size])]

@@ -1,0 +1,1 @@
+"""What the data plane shows of itself: metrics, events, access log, spans."""

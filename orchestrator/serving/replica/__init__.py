@@ -1,0 +1,1 @@
+"""The replica process: load, warm up, self-check, then batches until drained."""
