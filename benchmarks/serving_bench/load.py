@@ -113,7 +113,7 @@ class Load:
     statuses: Counter[int] = field(default_factory=Counter)
     wrong: int = 0
     example: str = ""
-    size: int = 0
+    length: int = 0
 
     def finish(self, connection: Connection, status: int, now_ns: int) -> None:
         """Count an answer."""
@@ -121,7 +121,7 @@ class Load:
         self.statuses[status] += 1
         if status == 200:
             self.taken.add(now_ns - connection.began_ns)
-            if self.job.fixed and connection.wire.size != self.size:
+            if self.job.fixed and connection.wire.length != self.length:
                 self._length(connection)
             if self.statuses[200] % self.job.check_every == 0:
                 self._check(connection)
@@ -132,10 +132,10 @@ class Load:
             self.example = connection.wire.answer[:600].decode(errors="replace")
 
     def _length(self, connection: Connection) -> None:
-        if self.size:
+        if self.length:
             self.wrong += 1
-            self.example = self.example or f"{connection.wire.size} bytes, the first answer had {self.size}"
-        self.size = self.size or connection.wire.size
+            self.example = self.example or f"a body of {connection.wire.length} bytes, the first had {self.length}"
+        self.length = self.length or connection.wire.length
 
     def _check(self, connection: Connection) -> None:
         requests = self.job.requests

@@ -15,7 +15,7 @@ from serving_bench.wire import Request
 VARIANTS: Final = 8
 """Different requests of a kind: an answer that belongs to another request is seen."""
 FLOATS, BINARY_FLOATS = 100, 256
-PROTO: Final = Path(__file__).parents[2] / "orchestrator" / "serving" / "inference.proto"
+PROTO: Final = Path(__file__).parents[2] / "orchestrator" / "serving" / "protocol" / "inference.proto"
 GRPC_PATH: Final = "/inference.GRPCInferenceService/ModelInfer"
 OIP_PATH: Final = "/v2/models/{}/infer"
 _TYPES: Final = {"float32": "FP32", "int64": "INT64"}

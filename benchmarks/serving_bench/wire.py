@@ -28,11 +28,15 @@ class Request:
 
 
 class Http1:
-    """Reads answers of one connection, one at a time. `size` is that of the last good answer: most need no parsing."""
+    """Reads answers of one connection, one at a time.
+
+    `size` is that of the last good answer, most of which need no parsing; `length` that of its body, as it came: heads of
+    one server may differ.
+    """
 
     def __init__(self, _path: str = "") -> None:
         self._buffer = b""
-        self.size = 0
+        self.size = self.length = 0
         self.answer = b""
         self.reply = b""
 
@@ -72,7 +76,7 @@ class Http1:
         self._buffer, self.answer = b"", data
         status = int(head[9:12])
         if status == 200:
-            self.size = size
+            self.size, self.length = size, size - end
         return status
 
 
@@ -92,7 +96,7 @@ class Grpc:
         self._stream = -1
         self._buffer = b""
         self._body: list[bytes] = []
-        self.size = 0
+        self.size = self.length = 0
         self.answer = b""
         self.reply = b""
 
@@ -131,7 +135,7 @@ class Grpc:
             self._body.append(payload)
         elif kind == _HEADERS and flags & _END:
             self.answer, self._body = b"".join(self._body), []
-            self.size = len(self.answer)
+            self.size = self.length = len(self.answer)
             return 200 if self.size > 5 else 500
         elif kind == _SETTING and not flags & _ACK:
             self.reply += _frame(_SETTING, _ACK, 0, b"")
