@@ -14,7 +14,7 @@ from orchestrator.serving.protocol.forms import Forms
 from orchestrator.serving.protocol.oip import InferRequest, parse_request
 from orchestrator.serving.protocol.oip_json import decode
 from orchestrator.serving.protocol.signature import Signature, fit
-from orchestrator.serving.protocol.tensors import Buffer, TensorSpec
+from orchestrator.serving.protocol.tensors import Buffer, Tensor, TensorSpec
 
 ROW = {"name": "x", "datatype": "FP32", "shape": [1, 4]}
 SIGNATURE = Signature((TensorSpec("x", "FP32", ("batch", 4)),), (TensorSpec("y", "FP32", ("batch", 4)),), 8)
@@ -66,6 +66,22 @@ def test_json_requests_of_a_known_form_are_parsed_alike() -> None:
         assert outcome(forms.parse, body, None) == outcome(parse_request, body, None), body
         changed = bytearray(body)
         assert outcome(forms.parse, changed, None) == outcome(parse_request, changed, None), body
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        (  # over 1 MiB two equal keys pass the parser
+            b'"shape":[1,4],"data":[1,2,3,4],' + b" " * (1 << 20) + b'"shape":[4,1]',
+            b'"shape":[1,4],"data":[1,2,3,4]',
+        ),
+        (b'"data":[1,2,3,4],"shape":[1,4]', b'"data":[1,2,3,4]'),
+    ],
+)
+def test_keys_behind_the_data_say_nothing_about_the_next_request(first: bytes, then: bytes) -> None:
+    forms = Forms()
+    for body in (b'{"inputs":[{"name":"x","datatype":"FP32",' + rest + b"}]}" for rest in (first, then, then)):
+        assert outcome(forms.parse, body, None) == outcome(parse_request, body, None)
 
 
 def test_binary_requests_of_a_known_form_are_parsed_alike() -> None:
@@ -126,3 +142,12 @@ def test_packed_numbers_are_those_of_numpy(datatype: str) -> None:
     assert seen == {True, False}
     if datatype == "FP32":
         assert decode("x", "FP32", (2,), [0.1, 16777217.0]) == np.array([0.1, 16777217.0], np.float32).tobytes()
+
+
+def test_inputs_of_one_request_have_as_many_rows_even_where_axis_0_has_no_name() -> None:
+    specs = (TensorSpec("a", "FP32", ("", 1)), TensorSpec("b", "FP32", ("", 1)))
+    inputs = {"a": Tensor("a", "FP32", (1, 1), bytes(4)), "b": Tensor("b", "FP32", (3, 1), bytes(12))}
+    request = InferRequest(None, inputs, None, binary_output=True, timeout_us=None)
+    with pytest.raises(RequestError, match=r"inputs have \[1, 3\] rows"):
+        fit(request, Signature(specs, specs, 8))
+    assert fit(request, Signature(specs, specs, 1)).rows == 1  # without batches axis 0 means nothing

@@ -82,6 +82,11 @@ def _fit(request: InferRequest, signature: Signature) -> Fitted:
         _check(tensor, spec, sizes)
     batches = signature.max_batch > 1
     rows = inputs[0].shape[0] if batches else 1
+    if batches and any(tensor.shape[0] != rows for tensor in inputs):
+        # Axis 0 may have no name; joined with others, rows would go to whom they do not belong.
+        raise RequestError(
+            f"inputs have {[tensor.shape[0] for tensor in inputs]} rows, one request has as many of each"
+        )
     if rows > signature.max_batch:
         raise RequestError(f"{rows} rows are too many; the model takes at most {signature.max_batch} in one request")
     key = tuple(tensor.shape[1:] if batches else tensor.shape for tensor in inputs)
