@@ -235,5 +235,8 @@ class _Sink:
     def close(self) -> None:
         self.closing = True
 
+    def get_extra_info(self, name: str, default: object = None) -> object:
+        return default
+
     def is_closing(self) -> bool:
         return self.closing

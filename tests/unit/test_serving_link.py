@@ -154,3 +154,25 @@ def test_the_document_names_every_kind_and_cap() -> None:
     assert f"{MAX_BODY_BYTES:,}" in text
     assert ITEM_BYTES["BOOL"] == 1
     assert join_bytes([b"ab"]) == b"\x02\0\0\0ab"
+
+
+def test_a_large_frame_is_received_where_it_stays() -> None:
+    data = bytes(range(256)) * 1024
+    pieces = encode_tensors(Kind.BATCH, {"rows": [1]}, "inputs", [("x", "UINT8", (1, len(data)), [data])], number=7)
+    wire = b"".join(pieces)
+    reader = FrameReader()
+    assert reader.room() is None
+    assert list(reader.feed(wire[:100])) == []
+    found: list[Frame] = []
+    place = 100
+    while (room := reader.room()) is not None:
+        size = min(50_000, len(room))
+        room[:size] = wire[place : place + size]
+        place += size
+        found.extend(reader.filled(size))
+    assert place == len(wire)
+    (tensor,) = decode_tensors(found[0], "inputs")
+    assert bytes(tensor.data) == data
+    assert tensor.array().ctypes.data % 8 == 0
+    small = encode(Kind.CREDIT, {"credit": 1}, number=3)
+    assert [frame.id for frame in reader.feed(small)] == [3]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from typing import Final, cast
@@ -13,6 +14,7 @@ from orchestrator.serving.dispatch.dispatcher import Dispatcher
 from orchestrator.serving.dispatch.fairness import Slot
 from orchestrator.serving.dispatch.lanes import Replica
 from orchestrator.serving.dispatch.queueing import rows_by_shape
+from orchestrator.serving.link.dial import SEND_BUFFER_BYTES
 from orchestrator.serving.link.frames import Frame as LinkFrame
 from orchestrator.serving.link.frames import FrameReader, Kind, LinkError, encode
 from orchestrator.serving.link.reports import ReplicaReport, read_report
@@ -80,6 +82,9 @@ class LinkConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the event loop."""
         self._transport = cast("asyncio.Transport", transport)
+        link = cast("socket.socket | None", transport.get_extra_info("socket"))
+        if link is not None and link.family == socket.AF_UNIX:  # TCP finds its own size
+            link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
 
     def data_received(self, data: bytes) -> None:
         """Called by the event loop."""

@@ -10,12 +10,13 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from orchestrator.serving.link.frames import Frame, FrameReader, Kind, encode
+from orchestrator.serving.link.frames import DIRECT_BYTES, Frame, FrameReader, Kind, encode
 from orchestrator.serving.protocol.tensors import Buffer
 
 _FIRST_DELAY_S: Final = 0.05
 _MAX_DELAY_S: Final = 1.0
-_READ_BYTES: Final = 1 << 20
+SEND_BUFFER_BYTES: Final = 4 << 20
+"""A batch of images goes into the kernel at once, and its receiver wakes up once; the kernel may give less."""
 _JOIN_BYTES: Final = 1 << 20
 _SEND_S: Final = 5
 """A router that takes nothing for this long is given up, so that it cannot hold up the others."""
@@ -47,6 +48,7 @@ class Link:
         """Try to connect and say hello; where that fails, it is `due` again a little later."""
         link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_TIMEOUT)
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         try:
             link.connect(self.path)
             link.sendall(greeting)
@@ -89,7 +91,7 @@ class Links:
 
     def __init__(self, paths: Sequence[str], greeting: bytes) -> None:
         self._greeting = greeting
-        self._buffer = memoryview(bytearray(_READ_BYTES))
+        self._buffer = memoryview(bytearray(DIRECT_BYTES))
         self._down = [Link(path) for path in dict.fromkeys(paths)]
         self._poll = select.poll()
         self._by_file: dict[int, Link] = {}
@@ -161,8 +163,9 @@ class Links:
         return max(0.0, min(link.due for link in self._down) - time.monotonic()) * 1000 + 1
 
     def _receive(self, link: Link, flags: int) -> Sequence[tuple[Link, Frame | None]]:
+        room = link.reader.room()
         try:
-            size = link.socket.recv_into(self._buffer, 0, flags)
+            size = link.socket.recv_into(self._buffer if room is None else room, 0, flags)
         except BlockingIOError:
             return ()
         except OSError:
@@ -170,4 +173,5 @@ class Links:
         if not size:
             self.end(link)
             return ((link, None),)
-        return [(link, frame) for frame in link.reader.feed(self._buffer[:size])]
+        frames = link.reader.feed(self._buffer[:size]) if room is None else link.reader.filled(size)
+        return [(link, frame) for frame in frames]

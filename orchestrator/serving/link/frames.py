@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, cast
 
+import numpy as np
 import orjson
 
 from orchestrator.core.errors import ServingError
@@ -16,6 +17,8 @@ from orchestrator.serving.protocol.tensors import ITEM_BYTES, MAX_RANK, Buffer, 
 VERSION: Final = 1
 MAX_HEAD_BYTES: Final = 1 << 20
 MAX_BODY_BYTES: Final = 1 << 29
+DIRECT_BYTES: Final = 1 << 16
+"""A frame of more is received where it stays."""
 _ALIGN: Final = 8
 _MAGIC: Final = b"OL"
 _PREFIX: Final = struct.Struct("<2sBBIII")
@@ -147,13 +150,47 @@ def _size(value: object) -> int:
 
 
 class FrameReader:
-    """Cuts a byte stream into frames. Feed it what arrives; it buffers only that, never what a length promises."""
+    """Cuts a byte stream into frames. Feed it what arrives; it buffers only that, never what a length promises.
 
-    __slots__ = ("_buffer", "_needed")
+    Who trusts its peer may ask for `room` first, and receive there.
+    """
+
+    __slots__ = ("_buffer", "_filled", "_large", "_needed")
 
     def __init__(self) -> None:
         self._buffer = bytearray()
         self._needed = _PREFIX.size
+        self._large: memoryview | None = None
+        self._filled = 0
+
+    def room(self) -> memoryview | None:
+        """Return where the rest of a large frame belongs, to be received there and told to `filled`; None: `feed`.
+
+        The kernel gives memory to pages that are written, so that this too costs what arrives.
+        """
+        if self._large is None:
+            have = len(self._buffer)
+            if self._needed <= DIRECT_BYTES or have < _PREFIX.size:
+                return None
+            self._large, self._filled = np.empty(self._needed, np.uint8).data, have
+            self._large[:have] = self._buffer
+            self._buffer = bytearray()
+        return self._large[self._filled :]
+
+    def filled(self, size: int) -> Iterable[Frame]:
+        """Return the frame that `size` more bytes in its `room` complete.
+
+        Raises:
+            LinkError: Its head is none.
+        """
+        large = self._large
+        if large is None:
+            raise LinkError("no large frame has begun")
+        self._filled += size
+        if self._filled < len(large):
+            return ()
+        self._large, self._needed = None, _PREFIX.size
+        return (_frame(large, 0, len(large)),)
 
     def feed(self, data: Buffer) -> Iterable[Frame]:
         """Return the frames that `data` completes.
