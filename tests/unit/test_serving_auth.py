@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,15 @@ def test_a_file_that_others_may_write_is_refused(path: Path) -> None:
     path.unlink()
     with pytest.raises(UsageError, match="cannot read the tokens"):
         Guard(path)
+
+
+def test_blanks_around_a_token_fill_no_memory(path: Path) -> None:
+    token = add_token(path, "line")
+    guard = Guard(path)
+    tracemalloc.start()
+    try:
+        for size in range(100):
+            assert guard.admit(b"Bearer " + b" " * (10_000 + size) + token.encode(), 1.0).name == "line"
+        assert tracemalloc.get_traced_memory()[0] < 200_000
+    finally:
+        tracemalloc.stop()

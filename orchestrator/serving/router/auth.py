@@ -28,6 +28,8 @@ _log: Final = logging.getLogger(__name__)
 _PREFIX: Final = "orc_"
 _HEX: Final = re.compile(r"[0-9a-f]{64}")
 _CACHE: Final = 4096
+_CACHED_BYTES: Final = 256
+"""Blanks around a token are as many as its client likes; they are not kept."""
 _MAX_FILE_BYTES: Final = 4 << 20
 _OPEN: Final = (b"/v2/health/live", b"/v2/health/ready")
 _CHALLENGE: Final = b'www-authenticate: Bearer realm="orchestrate"\r\n'
@@ -116,7 +118,7 @@ class Guard:
             token = self._tokens.get(digest) if scheme.lower() == b"bearer" else None
             if token is None:
                 raise RequestError("the bearer token is not valid", status=401, kind="unauthorized")
-            if len(self._known) < _CACHE:
+            if len(self._known) < _CACHE and len(authorization) <= _CACHED_BYTES:
                 self._known[authorization] = token
         return token
 
