@@ -150,6 +150,28 @@ def test_grpc_asks_for_the_same(guarded: Guarded) -> None:
     assert "UNAUTHENTICATED" in str(_streamed(guarded, "orc_wrong"))
 
 
+def test_a_stream_ends_with_its_token(guarded: Guarded) -> None:
+    before = guarded.tokens.read_text()
+    client, found = guarded.grpc(guarded.client), list[Any]()
+    token = add_token(guarded.tokens, "short")
+    assert guarded.site.router is not None
+    os.kill(guarded.site.router.pid, signal.SIGHUP)
+    with guarded.http(guarded.client, token) as http:
+        ServingSite.wait(lambda: http.get("/v2").status_code == 200, 5, "the token")
+    client.start_stream(lambda result, error: found.append(error or result), headers=_bearer(token))
+    client.async_stream_infer("double", _inputs())
+    ServingSite.wait(lambda: found, 10, "the first answer")
+    guarded.tokens.write_text(before)
+    os.kill(guarded.site.router.pid, signal.SIGHUP)
+    with guarded.http(guarded.client, token) as http:
+        ServingSite.wait(lambda: http.get("/v2").status_code == 401, 5, "the token's end")
+    client.async_stream_infer("double", _inputs())
+    ServingSite.wait(lambda: len(found) > 1, 10, "the stream's end")
+    client.stop_stream(cancel_requests=True)
+    assert found[0].as_numpy("y").tolist() == [[2, 2, 2, 2]]
+    assert "UNAUTHENTICATED" in str(found[1])
+
+
 def _streamed(guarded: Guarded, token: str) -> Any:
     client = guarded.grpc(guarded.client)
     found: list[Any] = []

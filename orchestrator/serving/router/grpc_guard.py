@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any, Final, cast
 
 import grpc
@@ -39,24 +40,33 @@ class GrpcGuard(grpc.aio.ServerInterceptor):
         authorization = given[0].encode("latin-1", "replace") if len(given) == 1 else None
         try:
             if method == _STREAM:
-                token = self._guard.find(authorization)
-                return _slowed(await continuation(handler_call_details), token)
+                self._guard.find(authorization)
+                return _slowed(await continuation(handler_call_details), partial(self._guard.find, authorization))
             self._guard.admit(authorization, time.monotonic())
         except RequestError as error:
             return _refusal(error)
         return await continuation(handler_call_details)
 
 
-def _slowed(handler: Any, token: Token) -> Any:
-    async def requests(found: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+def _slowed(handler: Any, find: Callable[[], Token]) -> Any:
+    """Look for the token at every message: a stream may outlive it, or its rate."""
+
+    async def requests(found: AsyncIterator[bytes], refused: list[RequestError]) -> AsyncIterator[bytes]:
         async for data in found:
-            while wait_s := token.take(time.monotonic()):
-                await asyncio.sleep(wait_s)
+            try:
+                while wait_s := find().take(time.monotonic()):
+                    await asyncio.sleep(wait_s)
+            except RequestError as error:
+                refused.append(error)
+                return
             yield data
 
     async def stream(found: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
-        async for answer in handler.stream_stream(requests(found), context):
+        refused: list[RequestError] = []
+        async for answer in handler.stream_stream(requests(found, refused), context):
             yield answer
+        for error in refused:  # what was let in before has its answers by now
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, error.message)
 
     return cast("Any", grpc).stream_stream_rpc_method_handler(stream)
 
