@@ -60,6 +60,16 @@ def test_bytes_that_only_look_like_the_raw_input_are_never_a_form() -> None:
         assert bytes(forms.parse(found).inputs["x"].data) == raw
 
 
+@pytest.mark.parametrize("last", [{"model_name": "other"}, {"id": "a"}, {"model_version": "2"}])
+def test_fields_behind_the_raw_input_are_read(last: dict[str, str]) -> None:
+    forms = RawForms(always_raw=False)
+    data = message(bytes(range(16))).SerializeToString() + KIND(**last).SerializeToString()
+    for _ in range(2):
+        found = forms.open(data)
+        assert found.known is None
+        assert told(forms.parse(found)) == told(parse_request(KIND.FromString(data)))
+
+
 @pytest.mark.parametrize("request_id", [None, "7"])
 def test_answers_of_a_known_form_are_written_alike(request_id: str | None) -> None:
     generation = Generation(3, "sha256:" + "0" * 64, "/x", "onnx-cpu", 100, "live", "cpu (rehearsal)")

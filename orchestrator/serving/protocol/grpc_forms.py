@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from orchestrator.serving.dispatch.lanes import Request
+from orchestrator.serving.errors import RequestError
 from orchestrator.serving.protocol.answer import AnswerForm
 from orchestrator.serving.protocol.forms import Form, request_of
 from orchestrator.serving.protocol.oip import InferRequest
@@ -87,11 +88,15 @@ class RawForms:
             return
         name, datatype, shape, raw = tensors[0]
         before = data[: len(data) - len(raw)]
-        if datatype == "BYTES" or not 0 < len(raw) <= _RAW_BYTES or len(before) > _FORM_BYTES:
+        fits = datatype != "BYTES" and 0 < len(raw) <= _RAW_BYTES and len(before) <= _FORM_BYTES
+        if not fits or not data.endswith(raw):
             return
         # With other bytes in that place the message must say the same but for them.
         other = bytes(raw).translate(_OTHER)
-        probe = MESSAGES["ModelInferRequest"].FromString(before + other)
+        try:
+            probe = decode(MESSAGES["ModelInferRequest"], before + other)
+        except RequestError:
+            return  # another field ends with the same bytes
         if list(probe.raw_input_contents) != [other]:
             return
         probe.raw_input_contents[0] = bytes(raw)
