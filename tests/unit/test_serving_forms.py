@@ -101,6 +101,13 @@ def test_binary_requests_of_a_known_form_are_parsed_alike() -> None:
         assert outcome(forms.parse, b"1234", length) == outcome(parse_request, b"1234", length)
 
 
+def test_data_under_an_escaped_key_is_no_binary_form() -> None:
+    head = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,4],"\\u0064ata":[1,2,3,4]}]}'
+    forms, length = Forms(), str(len(head)).encode()
+    for body in (head, head + bytes(16), head):
+        assert outcome(forms.parse, body, length) == outcome(parse_request, body, length)
+
+
 def test_a_form_is_fitted_to_each_signature_on_its_own() -> None:
     forms = Forms()
     body = orjson.dumps({"inputs": [{**ROW, "data": [1.5, 2, 3, 4]}]})

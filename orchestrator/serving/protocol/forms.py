@@ -60,7 +60,8 @@ class Forms:
         form = self._binary.get(text)
         if form is None:
             request = parse_request(body, header_length)
-            return _learn(self._binary, text, request) if b'"data"' not in text else request
+            binary = sum(len(tensor.data) for tensor in request.inputs.values()) == len(body) - size
+            return _learn(self._binary, text, request) if binary else request
         if len(body) - size != form.size_bytes:
             return None
         view, place, inputs = memoryview(body), size, dict[str, Tensor]()
