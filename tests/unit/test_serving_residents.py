@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -186,3 +187,11 @@ def test_a_lazy_generation_is_ready_once_every_slot_has_proven_it() -> None:
     assert not readiness(status(cold, starting, cold=1), deployed, 3).ready
     assert readiness(status(cold, cold, cold=2), deployed, 3).ready
     assert readiness(status(cold, report("a", "ready", proven=True), cold=1, ready=1), deployed, 3).ready
+
+
+@pytest.mark.parametrize("row", [3, {}, {"inputs": 3}, {"inputs": [3], "outputs": [], "max_batch": 1}])
+def test_a_damaged_memory_of_signatures_keeps_no_router_from_its_table(tmp_path: Path, row: object) -> None:
+    lane, memory = lane_of("m"), tmp_path / "signatures.json"
+    memory.write_text(json.dumps({f"{lane.generation.bundle} {lane.generation.variant} model": row}))
+    Waking([], [lane], memory).recall(lane)
+    assert lane.signature is None

@@ -82,10 +82,14 @@ class Waking:
     def recall(self, lane: Lane) -> None:
         """Give a lane without one the signature that its model had when it was loaded last."""
         row = self._known.get(_key(*lane.generation.build, lane.stage))
-        if row is not None and lane.signature is None:
+        if row is None or lane.signature is not None:
+            return
+        try:
             specs = [tuple(TensorSpec.from_json(spec) for spec in row[name]) for name in ("inputs", "outputs")]
-            lane.signature = Signature(specs[0], specs[1], int(row["max_batch"]))
-            lane.lazy = True
+            signature = Signature(specs[0], specs[1], int(row["max_batch"]))
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return  # the file is damaged; the model says it again when it is loaded
+        lane.signature, lane.lazy = signature, True
 
     # --- what agents say ---
 
