@@ -89,7 +89,7 @@ def run(request: RunRequest, watch: Watch) -> RunReport:
 
     Raises:
         Conflict: Another run holds the recipe and `no_wait` was asked.
-        DeviceError: The rollout's pool needs NPUs that are not here; nothing has run.
+        DeviceError: A pool of the rollout's site needs NPUs that are not here; nothing has run.
         OrchestratorError: The first failure; everything done before is kept.
     """
     began = time.monotonic()
@@ -119,16 +119,19 @@ def run(request: RunRequest, watch: Watch) -> RunReport:
 
 
 def _check_devices(prepared: Prepared) -> None:
-    """Look before hours of training whether the pool of the rollout can be held here.
+    """Look before hours of training whether the pools of the rollout's site can be held here: it comes up whole.
 
     Raises:
         DeviceError: A pool of its site asks for NPUs that this machine lacks; nothing falls back to a CPU.
     """
     deploy = next((draft for draft in prepared.drafts if draft.kind == "deploy"), None)
-    if deploy is not None and "device" in deploy.spec:
+    if deploy is None:
+        return
+    pools = prepared.workplace.site(deploy.site).pools
+    if not all(pool.rehearsal for pool in pools.values()):
         from orchestrator.cluster.devices import check_devices, npu_devices
 
-        check_devices(prepared.workplace.site(deploy.site).pools, npu_devices())
+        check_devices(pools, npu_devices())
 
 
 def _patience_s(worked_s: float) -> float:

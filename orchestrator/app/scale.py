@@ -38,7 +38,7 @@ def scale_endpoint(
         found = workplace.environment.pools.get(pool)
         if found is not None and wanted is not None and wanted > found.all_slots:
             raise UsageError(
-                f"pool {pool!r} has {found.all_slots} slots, asked are {wanted}",
+                f"{wanted} slots are asked for, the pool {pool!r} has {found.all_slots}",
                 hint=f"ask for at most {found.all_slots}, or give the pool more `slots` in the environment",
             )
         request = scale.ScaleRequest(endpoint, wanted, user_name(), expected)

@@ -103,7 +103,8 @@ def scale(
         print_json(done)
         return
     what = "takes" if done["changed"] else "takes already"
-    print(f"endpoint {name} {what} {done['slots'] or 'all'} slots of pool {done['pool']}")
+    slots = "all slots" if done["slots"] is None else f"{done['slots']} slot{'s' * (done['slots'] != 1)}"
+    print(f"endpoint {name} {what} {slots} of pool {done['pool']}")
 
 
 @app.command("delete", epilog="Example:  orchestrate endpoint delete digits")

@@ -31,7 +31,7 @@ VERBS: Final[dict[str, dict[str, str]]] = {
         "recheck": "Judge stored parity measurements again, by other limits.",
     },
     "Serve": {
-        "endpoint": "List endpoints; send one a request.",
+        "endpoint": "List endpoints; ask, scale or delete one; make tokens for clients.",
         "top": "Show live what the pools do: requests, queues, batches, devices.",
         "up": "Bring the local site up.",
         "down": "Take the local site down; ledger, store and MLflow data stay.",

@@ -40,6 +40,7 @@ def show(shown: dict[str, Any], *, as_json: bool) -> None:
     shown_urls = (
         ("router", "router_url"),
         ("gRPC", "router_grpc"),
+        ("admin", "router_admin"),
         ("dashboard", "dashboard_url"),
         ("ray", "ray_address"),
     )
@@ -47,4 +48,5 @@ def show(shown: dict[str, Any], *, as_json: bool) -> None:
         if shown.get(key):
             print(f"  {label:<12}{shown[key]}")
     for name, pool in shown["pools"].items():
-        print(f"  pool {name}: {pool}")
+        facts = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in pool.items())
+        print(f"  pool {name}: {facts}")

@@ -44,7 +44,8 @@ def check_devices(pools: Mapping[str, LocalPool], devices: list[Path], npu_smi: 
             raise DeviceError(
                 f"pool {name} needs {needed} {' and '.join(dict.fromkeys(pool.socs)) or 'Ascend'} device(s), "
                 f"this machine has {left} free of {len(devices)} (/dev/davinci*)",
-                hint="install the Ascend driver, pass /dev/davinci* into the container, or set `rehearsal: true`",
+                hint="install the Ascend driver, pass /dev/davinci* into the container, set `rehearsal: true`, or take the "
+                "pool out of this environment: a site comes up with all of its pools",
             )
         left -= needed
     if left < len(devices):

@@ -36,7 +36,7 @@ def _wrong(message: str) -> PydanticCustomError:
 
 
 class Tls(Model):
-    """TLS of the public HTTP and gRPC ports. SIGHUP makes routers read the files again."""
+    """TLS of the public HTTP and gRPC ports. Routers read the files again within a second of a change."""
 
     cert: FilePath = Field(description="Certificate chain, PEM.")
     key: FilePath = Field(description="Its private key, PEM, readable by the owner alone.")

@@ -46,7 +46,7 @@ def test_a_number_of_slots_that_is_none(workplace: Workplace, slots: str) -> Non
 
 
 def test_more_slots_than_the_pool_has(workplace: Workplace) -> None:
-    with pytest.raises(UsageError, match="pool 'edge' has 2 slots, asked are 3"):
+    with pytest.raises(UsageError, match="3 slots are asked for, the pool 'edge' has 2"):
         scale_endpoint(workplace, "digits", "3", None, print)
 
 

@@ -213,6 +213,8 @@ class Supervised:
             os.close(write_end)
             self._set("failed", str(error))
             return error.exit_code
+        if self._log_path.exists() and self._log_path.stat().st_size:
+            self._log_path.replace(self._log_path.with_suffix(".previous.log"))
         with self._log_path.open("wb") as log:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
