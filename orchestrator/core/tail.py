@@ -1,7 +1,8 @@
-"""Reading along a file that another process appends to."""
+"""Reading the end of a file that another process appends to, and along it."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 
@@ -23,3 +24,14 @@ class LineTail:
         end = data.rfind(b"\n") + 1
         self._offset += end
         return data[:end].splitlines()
+
+
+def last_text(path: Path, size_bytes: int) -> str:
+    """Return the last bytes of a file as text; nothing where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - size_bytes))
+            return file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""

@@ -6,7 +6,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +59,20 @@ def test_arrivals_have_the_rate_that_was_asked_for() -> None:
     assert last / 1e9 == pytest.approx(20.0, rel=0.05)
 
 
+def accept_all(listener: socket.socket, serve: Callable[[socket.socket], None]) -> None:
+    """Serve each connection in a thread of its own, until the listener is shut."""
+
+    def accept() -> None:
+        while True:
+            try:
+                peer, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=serve, args=(peer,), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+
+
 @pytest.fixture
 def stalling() -> Iterator[int]:
     """A server that answers at once, but for one pause of 0.4 s half a second after its first request."""
@@ -76,15 +90,7 @@ def stalling() -> Iterator[int]:
                         time.sleep(0.4)
                 peer.sendall(ANSWER)
 
-    def accept() -> None:
-        while True:
-            try:
-                peer, _ = listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=serve, args=(peer,), daemon=True).start()
-
-    threading.Thread(target=accept, daemon=True).start()
+    accept_all(listener, serve)
     yield listener.getsockname()[1]
     listener.shutdown(socket.SHUT_RDWR)
     listener.close()
@@ -114,15 +120,7 @@ def test_a_server_may_end_an_idle_connection_but_not_answer_twice() -> None:
                     second.set()
                     peer.sendall(ANSWER)
 
-    def accept() -> None:
-        while True:
-            try:
-                peer, _ = listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=serve, args=(peer,), daemon=True).start()
-
-    threading.Thread(target=accept, daemon=True).start()
+    accept_all(listener, serve)
     port = listener.getsockname()[1]
     found = run(Job(port, (REQUEST,), connections=1, seconds=1.0, warmup_s=0.0, rate=8.0))
     listener.shutdown(socket.SHUT_RDWR)

@@ -8,17 +8,17 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any, cast
 
 from orchestrator.serving.protocol.tensors import Tensor, TensorSpec
 from orchestrator.serving.replica import process as replica
 from orchestrator.serving.runtimes import api
+from orchestrator.serving.runtimes.in_collect import InCollect
 
 _PAUSE_S = float(os.environ.get("ECHO_MS", "0")) / 1000
 
 
-class EchoSession:
+class EchoSession(InCollect):
     """y = x."""
 
     device = api.REHEARSAL
@@ -28,23 +28,9 @@ class EchoSession:
     depth = 2
     buckets = ()
 
-    def __init__(self) -> None:
-        self._waiting: dict[int, Sequence[Tensor]] = {}
-        self._ticket = 0
-
-    def submit(self, inputs: Sequence[Tensor]) -> int:
-        """Keep the batch."""
-        self._ticket += 1
-        self._waiting[self._ticket] = inputs
-        return self._ticket
-
-    def done(self, ticket: int, wait_s: float) -> bool:  # noqa: ARG002
-        """It always is."""
-        return True
-
     def collect(self, ticket: int) -> list[Tensor]:
         """Give it back."""
-        (x,) = self._waiting.pop(ticket)
+        (x,) = self.taken(ticket)
         if _PAUSE_S:
             time.sleep(_PAUSE_S)
         return [Tensor("y", x.datatype, x.shape, x.data)]

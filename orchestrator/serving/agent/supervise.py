@@ -19,6 +19,7 @@ from orchestrator.core.digests import short
 from orchestrator.core.errors import DeviceError
 from orchestrator.core.files import private_folder, write_json
 from orchestrator.core.redact import redact_text
+from orchestrator.core.tail import last_text
 from orchestrator.serving.agent.slot_device import cann_variables
 from orchestrator.serving.config import AgentSettings
 from orchestrator.serving.link.reports import ReplicaReport
@@ -82,7 +83,7 @@ class Supervised:
 
     def tail(self) -> str:
         """Return the end of the replica's log."""
-        return redact_text(_tail(self._log_path))
+        return redact_text(last_text(self._log_path, _TAIL_BYTES))
 
     def report(self) -> ReplicaReport:
         """Return what to tell the router."""
@@ -180,7 +181,7 @@ class Supervised:
         pause_s = min(_FIRST_PAUSE_S * 2**self._failures, _MAX_PAUSE_S)
         if drained:
             return pause_s
-        self._tail = redact_text(_tail(self._log_path))
+        self._tail = redact_text(last_text(self._log_path, _TAIL_BYTES))
         error = self._error or _why(code)
         before = self._device_failures if uptime_s < _WELL_S else 0
         self._device_failures = before + 1 if self._blames_device or code == -signal.SIGALRM else 0
@@ -290,13 +291,3 @@ def _why(code: int) -> str:
     if code == -signal.SIGALRM:
         return "a batch did not finish in time; the device does not answer"
     return f"the replica was ended by signal {-code}" if code < 0 else f"the replica ended with exit code {code}"
-
-
-def _tail(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - _TAIL_BYTES))
-            return file.read().decode("utf-8", "replace")
-    except OSError:
-        return ""

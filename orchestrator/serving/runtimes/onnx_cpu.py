@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Sequence
 from typing import Any, Final, cast
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy.typing as npt
 from orchestrator.core.errors import DeviceError, ServingError
 from orchestrator.serving.protocol.tensors import Dim, Tensor, TensorSpec, from_array
 from orchestrator.serving.runtimes.api import REHEARSAL, Bucket, ExecutionFailed, InputRejected, Job, Session
+from orchestrator.serving.runtimes.in_collect import InCollect
 from orchestrator.serving.runtimes.sizes import MAX_BATCH, batches
 
 # onnxruntime has no types; here is its whole surface.
@@ -75,10 +75,11 @@ def load(job: Job) -> Session:
     return OnnxCpuSession(session)
 
 
-class OnnxCpuSession:
+class OnnxCpuSession(InCollect):
     """See `Session`."""
 
     def __init__(self, session: Any) -> None:
+        super().__init__()
         self._session: Any = session
         self.device = REHEARSAL
         self.inputs = tuple(_spec(node) for node in session.get_inputs())
@@ -87,22 +88,10 @@ class OnnxCpuSession:
         self.depth = 2
         self.buckets: tuple[Bucket, ...] = ()
         self._names = [spec.name for spec in self.outputs]
-        self._waiting: dict[int, Sequence[Tensor]] = {}
-        self._ticket = 0
-
-    def submit(self, inputs: Sequence[Tensor]) -> int:
-        """Keep the batch; a CPU has nothing to overlap it with, so it runs in `collect`."""
-        self._ticket += 1
-        self._waiting[self._ticket] = inputs
-        return self._ticket
-
-    def done(self, ticket: int, wait_s: float) -> bool:  # noqa: ARG002
-        """A CPU works in `collect`."""
-        return True
 
     def collect(self, ticket: int) -> list[Tensor]:
         """Run the batch of this ticket."""
-        feed = {tensor.name: _feed(tensor) for tensor in self._waiting.pop(ticket)}
+        feed = {tensor.name: _feed(tensor) for tensor in self.taken(ticket)}
         try:
             arrays = cast("list[npt.NDArray[np.generic]]", self._session.run(self._names, feed))
         except _Rejected as error:

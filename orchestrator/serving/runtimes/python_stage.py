@@ -13,6 +13,7 @@ from orchestrator.bundle.unpack import read_card
 from orchestrator.core.errors import ServingError
 from orchestrator.serving.protocol.tensors import Tensor, TensorSpec
 from orchestrator.serving.runtimes.api import Bucket, Job, Session
+from orchestrator.serving.runtimes.in_collect import InCollect
 from orchestrator.serving.runtimes.sizes import MAX_BATCH, batches
 from orchestrator.serving.runtimes.stage_call import Function, call_stage
 from orchestrator.serving.serve_settings import (
@@ -47,7 +48,7 @@ def load(job: Job) -> Session:
     return StageSession(function, f"{job.stage} {entrypoint}", settings, inputs, outputs, joins=joins)
 
 
-class StageSession:
+class StageSession(InCollect):
     """See `Session`. A batch runs in `collect`: while it does, the next one arrives in the socket."""
 
     def __init__(
@@ -60,6 +61,7 @@ class StageSession:
         *,
         joins: bool,
     ) -> None:
+        super().__init__()
         self._function, self._what, self._binary = function, what, settings.binary
         self.device = STAGE_DEVICE
         self.inputs, self.outputs = inputs, outputs
@@ -67,22 +69,10 @@ class StageSession:
         self.depth = 1  # what ends the process takes no batch along that only waits
         self.buckets: tuple[Bucket, ...] = ()
         self._joins = joins
-        self._waiting: dict[int, Sequence[Tensor]] = {}
-        self._ticket = 0
-
-    def submit(self, inputs: Sequence[Tensor]) -> int:
-        """Keep the batch for `collect`."""
-        self._ticket += 1
-        self._waiting[self._ticket] = inputs
-        return self._ticket
-
-    def done(self, ticket: int, wait_s: float) -> bool:  # noqa: ARG002
-        """A CPU works in `collect`."""
-        return True
 
     def collect(self, ticket: int) -> list[Tensor]:
         """Call the stage."""
-        inputs = self._waiting.pop(ticket)
+        inputs = self.taken(ticket)
         rows = inputs[0].shape[0] if self._joins else None
         return call_stage(self._function, self._what, inputs, self.outputs, binary=self._binary, rows=rows)
 
