@@ -1,13 +1,15 @@
-"""`endpoint token`: a new bearer token for a site's clients."""
+"""`endpoint token` and `rollout token`: a new token for a site's clients, or for those who approve and operate rollouts."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.app.wiring import Workplace
 from orchestrator.core.errors import UsageError
 from orchestrator.core.files import write_atomic
 from orchestrator.core.redact import remember_secret
+from orchestrator.rollout.identity import Identities, add_identity
 from orchestrator.serving.router.auth import add_token
 
 
@@ -31,6 +33,41 @@ def make_token(
     token = add_token(path, name, rate_per_s, burst)
     remember_secret(token)
     return token, path
+
+
+def approvers_file(workplace: Workplace, site: str = "") -> Path | None:
+    """Return the file of those who may approve and operate rollouts of a site (the first one when unnamed), if it has one."""
+    name = workplace.site(site).name
+    path = workplace.environment.sites[name].approvers
+    return None if path is None else Path(path).expanduser().absolute()
+
+
+def open_identities(workplace: Workplace, site: str = "") -> Identities | None:
+    """Return the identities of a site; None where its environment names no file of approvers.
+
+    Raises:
+        UsageError: The file cannot be used.
+    """
+    path = approvers_file(workplace, site)
+    return None if path is None else Identities(path)
+
+
+def make_identity(
+    workplace: Workplace, name: str, roles: Sequence[str], *, site: str = "", lasts_s: float | None = None
+) -> tuple[str, Path]:
+    """Add a token to the site's file of approvers; returns the token and the file.
+
+    Raises:
+        UsageError: The site has no such file, a name or role is none, or the id has two tokens already.
+    """
+    path = approvers_file(workplace, site)
+    if path is None:
+        name = workplace.site(site).name
+        raise UsageError(
+            f"site {name} has no file of approvers: there is nobody to give a role to",
+            hint=f"set sites.{name}.approvers in the environment",
+        )
+    return add_identity(path, name, roles, lasts_s), path
 
 
 def keep_token(token: str, path: Path) -> None:

@@ -72,6 +72,11 @@ class Site(Model):
         False, description="Training may use a CPU where the recipe asks for no GPU or there is none."
     )
     serving: Serving = Field(Serving(), description="How clients are answered.")  # pyright: ignore[reportCallIssue]
+    approvers: FilePath | None = Field(
+        None,
+        description="Who may approve and operate rollouts: one `id:sha256:role,...[:expiry]` a line, mode 0600; "
+        "`rollout token` writes it.",
+    )
 
 
 class Tools(Model):
