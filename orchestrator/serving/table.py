@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
@@ -11,12 +10,18 @@ from typing import Final, cast
 from orchestrator.core.digests import is_digest
 from orchestrator.core.errors import Conflict
 from orchestrator.core.ids import is_name
+from orchestrator.serving.split import BLOCK, HeaderRoute, Split, Splitter
 from orchestrator.serving.table_fields import check_int, check_object, check_text, wrong
 
-STATES: Final = ("staged", "live", "draining")
+__all__ = (
+    "BLOCK", "EMPTY", "MOST_SLOTS", "STATES",
+    "Build", "Endpoint", "Generation", "HeaderRoute", "RoutingTable", "Split", "Splitter",
+)  # fmt: skip
+
+STATES: Final = ("staged", "live", "warm", "draining")
 MOST_SLOTS: Final = 1024
-BLOCK: Final = 100
-"""Weights are exact in every run of this many requests."""
+_IDLE: Final = ("warm", "draining")
+"""States of generations that get no unversioned requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,7 @@ class Generation:
         path: The unpacked, read-only bundle folder on the serve site.
         runtime: A name of `orchestrator.serving.runtimes.api`.
         weight: Percent of the endpoint's unversioned requests, 0 to 100.
-        state: staged | live | draining.
+        state: staged | live | warm (loaded, for an instant rollback) | draining.
         device: What the agent's slot must say it is; part of every answer.
         variant: Digest of the variant that is loaded in place of the bundle's ONNX graph; empty without one.
         variant_path: The variant's folder on the serve site.
@@ -107,16 +112,25 @@ class Endpoint:
 
     Attributes:
         slots: How many slots of the pool it takes; None = all.
+        split: What a rollout has set beside the weights; None while none is under way.
     """
 
     name: str
     pool: str
     generations: tuple[Generation, ...]
     slots: int | None = None
+    split: Split | None = None
 
     def find(self, generation: int) -> Generation | None:
         """Return the generation of this number, or None."""
         return next((g for g in self.generations if g.generation == generation), None)
+
+    def to_json(self) -> dict[str, object]:
+        """Return the stored form."""
+        found: dict[str, object] = {"pool": self.pool, "generations": [g.to_json() for g in self.generations]}
+        if self.slots is not None:
+            found["slots"] = self.slots
+        return found if self.split is None else found | {"split": self.split.to_json()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,11 +144,7 @@ class RoutingTable:
         """Return the stored form."""
         return {
             "version": self.version,
-            "endpoints": {
-                name: {"pool": e.pool, "generations": [g.to_json() for g in e.generations]}
-                | ({} if e.slots is None else {"slots": e.slots})
-                for name, e in self.endpoints.items()
-            },
+            "endpoints": {name: endpoint.to_json() for name, endpoint in self.endpoints.items()},
         }
 
     @classmethod
@@ -192,7 +202,7 @@ _BUILD: Final = ("soc", "runtime", "device", "variant", "variant_path")
 
 
 def _endpoint(name: str, value: object) -> Endpoint:
-    body = check_object(value, f"endpoints.{name}", ("pool", "generations", "slots"), ("slots",))
+    body = check_object(value, f"endpoints.{name}", ("pool", "generations", "slots", "split"), ("slots", "split"))
     pool, rows = body["pool"], body["generations"]
     if not is_name(name) or not isinstance(pool, str) or not is_name(pool):
         raise wrong(f"endpoint {name!r} in pool {pool!r}: not names", f"endpoints.{name}")
@@ -209,8 +219,24 @@ def _endpoint(name: str, value: object) -> Endpoint:
     _check_bundles(generations, name)
     slots = body.get("slots")
     return Endpoint(
-        name, pool, generations, None if slots is None else check_int(slots, f"endpoints.{name}.slots", 1, MOST_SLOTS)
+        name,
+        pool,
+        generations,
+        None if slots is None else check_int(slots, f"endpoints.{name}.slots", 1, MOST_SLOTS),
+        None if body.get("split") is None else _split(body["split"], generations, f"endpoints.{name}.split"),
     )
+
+
+def _split(value: object, generations: Sequence[Generation], place: str) -> Split:
+    split = Split.from_json(value, place)
+    known = {g.generation for g in generations}
+    for number in (split.stable, split.canary):
+        if number not in known:
+            raise wrong(f"generation {number} is not in the table", place)
+    for g in generations:
+        if g.weight and g.generation not in (split.stable, split.canary):
+            raise wrong(f"generation {g.generation} has weight {g.weight} and is neither stable nor canary", place)
+    return split
 
 
 def _check_bundles(generations: Sequence[Generation], name: str) -> None:
@@ -230,8 +256,8 @@ def _generation(value: object, place: str) -> Generation:
         raise wrong(f"{bundle[:80]!r} is no digest", f"{place}.bundle")
     if not PurePosixPath(path).is_absolute():
         raise wrong(f"{path!r} must be absolute", f"{place}.path")
-    if state not in STATES or (state == "draining" and weight):
-        raise wrong(f"state {state!r} with weight {weight}: states are {STATES}, draining has weight 0", place)
+    if state not in STATES or (state in _IDLE and weight):
+        raise wrong(f"state {state!r} with weight {weight}: states are {STATES}, {_IDLE} have weight 0", place)
     number = check_int(body["generation"], f"{place}.generation", 1, 2**31 - 1)
     runtime, device = check_text(body["runtime"], f"{place}.runtime"), check_text(body["device"], f"{place}.device")
     variant, folder = _variant(body, place)
@@ -265,32 +291,3 @@ def _variant(body: Mapping[str, object], place: str) -> tuple[str, str]:
     if not is_digest(digest) or not PurePosixPath(folder).is_absolute():
         raise wrong(f"variant {digest[:80]!r} at {folder!r}: needs a digest and an absolute path", place)
     return digest, folder
-
-
-class Splitter:
-    """Deals requests to generations in permuted blocks: exact weights in every `BLOCK`, random order within.
-
-    Args:
-        weights: Generation number -> weight; the weights sum to `BLOCK` or to 0.
-        seed: Makes the order repeatable.
-    """
-
-    __slots__ = ("_block", "_place", "_random", "weights")
-
-    def __init__(self, weights: Mapping[int, int], seed: str) -> None:
-        self.weights = dict(weights)
-        self._random = random.Random(seed)
-        self._block = [generation for generation, weight in weights.items() for _ in range(weight)]
-        self._place = len(self._block)
-
-    def next(self) -> int | None:
-        """Return the generation for the next request; None where nothing has a weight."""
-        block = self._block
-        if self._place >= len(block):
-            if not block:
-                return None
-            self._random.shuffle(block)
-            self._place = 0
-        generation = block[self._place]
-        self._place += 1
-        return generation

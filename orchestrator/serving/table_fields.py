@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import cast
 
@@ -28,6 +29,15 @@ def check_int(value: object, place: str, low: int, high: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise wrong(f"{value!r} must be an integer from {low} to {high}", place)
     return value
+
+
+def check_number(value: object, place: str, low: float, high: float) -> float:
+    """Return a finite number between two limits."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise wrong(f"{value!r} must be a number", place)
+    if not low <= value <= high:
+        raise wrong(f"{value!r} must be from {low} to {high}", place)
+    return float(value)
 
 
 def check_text(value: object, place: str) -> str:

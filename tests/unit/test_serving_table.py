@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from orchestrator.core.errors import Conflict, ServingError
 from orchestrator.serving.placing import chosen
-from orchestrator.serving.table import EMPTY, RoutingTable, Splitter
+from orchestrator.serving.split import is_in, user_of
+from orchestrator.serving.table import EMPTY, HeaderRoute, RoutingTable, Split, Splitter
 
 DIGEST = "sha256:" + "a" * 64
 OTHER = "sha256:" + "b" * 64
@@ -208,3 +209,82 @@ def test_fewer_slots_are_a_part_of_more_and_a_lost_slot_moves_only_its_own(slots
     lost = names[0]
     rest = set(chosen("digits", count, names[1:]))
     assert some - {lost} <= rest
+
+
+def _split(**changes: Any) -> dict[str, Any]:
+    rows = [row(weight=90), row(generation=2, bundle=OTHER, path="/b", weight=10, state="staged")]
+    body = table(7, *rows, row(generation=3, bundle=THIRD, path="/c", weight=0, state="warm"))
+    headers = [{"name": "x-team", "how": "prefix", "value": "qa-"}, {"name": "x-id", "how": "regex", "value": "[0-9]+"}]
+    full = {"stable": 1, "canary": 2, "mirror": 5, "headers": headers, "sticky": "x-user", "rtol": 0.01, "atol": 0.0}
+    body["endpoints"]["digits"]["split"] = full | changes
+    return body
+
+
+def test_a_split_is_read_written_and_optional() -> None:
+    parsed = RoutingTable.from_json(_split())
+    assert parsed.to_json() == _split()
+    routes = (HeaderRoute("x-team", "prefix", "qa-"), HeaderRoute("x-id", "regex", "[0-9]+"))
+    assert parsed.endpoints["digits"].split == Split(1, 2, 5, routes, "x-user", 0.01, 0.0)
+    short = _split()
+    short["endpoints"]["digits"]["split"] = {"stable": 1, "canary": 2}
+    assert RoutingTable.from_json(short).endpoints["digits"].split == Split(1, 2)
+    assert RoutingTable.from_json(table()).endpoints["digits"].split is None
+    assert "split" not in RoutingTable.from_json(table()).endpoints["digits"].to_json()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"canary": 1}, "both generation 1"),
+        ({"canary": 4}, "generation 4 is not in the table"),
+        ({"canary": 3}, "generation 2 has weight 10 and is neither"),
+        ({"mirror": 101}, "from 0 to 100"),
+        ({"sticky": "X-User"}, "no name of a header"),
+        ({"rtol": float("nan")}, "must be a number"),
+        ({"atol": -1}, "must be from 0"),
+        ({"headers": {}}, "must be a list"),
+        ({"headers": [{"name": "a", "how": "suffix", "value": "b"}]}, "must be one of exact, prefix, regex"),
+        ({"headers": [{"name": "a", "how": "regex", "value": "(a+)+"}]}, "repeats a group"),
+        ({"headers": [{"name": "a b", "how": "exact", "value": "b"}]}, "no name of a header"),
+        ({"more": 1}, "has keys"),
+    ],
+)
+def test_a_split_against_the_rules(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ServingError, match=says) as caught:
+        RoutingTable.from_json(_split(**changes))
+    assert (caught.value.place or "").startswith("endpoints.digits.split")
+
+
+def test_a_warm_generation_has_no_weight() -> None:
+    with pytest.raises(ServingError, match="have weight 0"):
+        RoutingTable.from_json(table(1, row(state="warm")))
+
+
+@pytest.mark.parametrize(
+    ("route", "yes", "no"),
+    [
+        (HeaderRoute("n", "exact", "v1"), "v1", "v10"),
+        (HeaderRoute("n", "prefix", "v1"), "v10", "xv1"),
+        (HeaderRoute("n", "regex", "v[0-9]"), "v7", "v77"),
+        (HeaderRoute("n", "regex", "v.*"), "v" * 256, "v" * 257),
+    ],
+)
+def test_what_a_header_route_matches(route: HeaderRoute, yes: str, no: str) -> None:
+    assert route.matches(yes)
+    assert not route.matches(no)
+
+
+@given(st.text(max_size=20), st.text(max_size=40), st.integers(0, 100), st.integers(0, 100))
+def test_a_client_of_the_canary_stays_one_while_its_weight_grows(endpoint: str, key: str, one: int, two: int) -> None:
+    user = user_of(endpoint, key)
+    assert 0 <= user < 1 << 64
+    assert is_in(user, min(one, two)) <= is_in(user, max(one, two))
+    assert not is_in(user, 0)
+    assert is_in(user, 100)
+
+
+@given(st.text(alphabet="abc", max_size=5), st.integers(1, 99))
+def test_the_canary_gets_its_share_of_clients(prefix: str, weight: int) -> None:
+    found = sum(is_in(user_of("digits", f"{prefix}{i}"), weight) for i in range(2000))
+    spread = 5 * (2000 * weight * (100 - weight)) ** 0.5 / 100
+    assert abs(found - 20 * weight) <= spread + 1

@@ -10,6 +10,7 @@ from typing import Protocol
 from orchestrator.serving.dispatch.fairness import UNLIMITED, Slot
 from orchestrator.serving.dispatch.pace import Pace
 from orchestrator.serving.errors import RequestError
+from orchestrator.serving.observe.arms import Arm
 from orchestrator.serving.observe.statistics import LaneStatistics
 from orchestrator.serving.protocol.answer import AnswerForms
 from orchestrator.serving.protocol.oip import LAST
@@ -51,7 +52,10 @@ class Request:
 
     Attributes:
         priority: Smaller goes first.
-        ran: Replica, rows of its batch and device time in us; set where the lane is one of several stages.
+        ran: Replica, rows of its batch and device time in us; set where the lane is one of several stages, and where `arm` is.
+        arm: What it is counted under; None where the endpoint has no split.
+        user: Of the client that sent it, by the sticky header; see `orchestrator.serving.split.user_of`. -1 where nobody asked.
+        fell_back: The canary has failed it: the stable generation answers in its place.
     """
 
     caller: Caller
@@ -65,6 +69,9 @@ class Request:
     sent: float = 0.0
     attempts: int = 0
     ran: tuple[str, int, int] = ("", 0, 0)
+    arm: Arm | None = None
+    user: int = -1
+    fell_back: bool = False
 
 
 @dataclass(slots=True, eq=False)
