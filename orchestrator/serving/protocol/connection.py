@@ -13,6 +13,7 @@ import httptools
 from orchestrator.serving.errors import RequestError
 from orchestrator.serving.protocol.exchange import Exchange
 from orchestrator.serving.protocol.heads import NO_HEAD, Head, head_fault
+from orchestrator.serving.protocol.large_body import LARGE_BYTES, LargeBody
 from orchestrator.serving.protocol.tensors import Buffer
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Connection(asyncio.Protocol):
         self._target = b""
         self._headers: dict[bytes, bytes] = {}
         self._lines = self._head_bytes = self._raw_bytes = self._body_bytes = 0
-        self._body: bytes | bytearray = b""
+        self._body: Buffer = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the event loop."""
@@ -81,6 +82,9 @@ class Connection(asyncio.Protocol):
             self._parse(data)
         else:
             self._receive(data)
+        self._settle()
+
+    def _settle(self) -> None:
         if self._refusal is not None and not self._closing:
             self._refuse(*self._refusal)
         elif len(self._waiting) >= self._limits.pipeline:
@@ -102,6 +106,10 @@ class Connection(asyncio.Protocol):
                     self.deadline = self._loop.time() + self._limits.body_s
             if self._missing:
                 end = min(size, place + self._missing)
+                if self._missing - (end - place) > LARGE_BYTES and not self._body:
+                    self._transport.set_protocol(LargeBody(self, data[place:end], self._missing))
+                    self._hold_body(end - place)
+                    return
                 self.on_body(data[place:end])
                 self._missing -= end - place
                 place = end
@@ -187,20 +195,35 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, data: bytes) -> None:
         """A part of the body."""
-        if self._refusal is not None:
+        if self._refusal is not None or not self._hold_body(len(data)):
             return
-        self._body_bytes += len(data)
-        self._server.buffered_bytes += len(data)
-        if self._body_bytes > self._limits.body:
-            self._note(413, f"body is over {self._limits.body} bytes")
-        elif self._server.buffered_bytes > self._limits.buffered:
-            self._note(503, "the server holds too many request bodies")
-        elif not self._body:
+        if not self._body:
             self._body = data
         else:
             if not isinstance(self._body, bytearray):
                 self._body = bytearray(self._body)
             self._body += data
+
+    def _hold_body(self, more: int) -> bool:
+        self._body_bytes += more
+        self._server.buffered_bytes += more
+        if self._body_bytes > self._limits.body:
+            self._note(413, f"body is over {self._limits.body} bytes")
+        elif self._server.buffered_bytes > self._limits.buffered:
+            self._note(503, "the server holds too many request bodies")
+        return self._refusal is None
+
+    def grown(self, more: int, whole: memoryview | None) -> None:
+        """A large body has grown by `more` bytes, and is whole where it is given."""
+        if not self._closing and self._hold_body(more):
+            if whole is None:
+                return
+            self._missing, self._body = 0, whole
+            self._transport.set_protocol(self)
+            self.on_message_complete()
+        else:
+            self._transport.set_protocol(self)
+        self._settle()
 
     def on_message_complete(self) -> None:
         """The request is whole."""
