@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from orchestrator.core.errors import PlanError
 from orchestrator.environment.model import Environment
+from orchestrator.environment.rollout import unmet
 from orchestrator.recipe.load import LoadedRecipe
 from orchestrator.recipe.problems import Loc, did_you_mean, raise_problems
 
@@ -36,3 +37,6 @@ def _misfits(loaded: LoadedRecipe, environment: Environment) -> Iterator[tuple[L
         made_for = ", ".join(sorted(str(soc) for soc in socs))
         has = ", ".join(lacking)
         yield ("rollout", "pool"), f"pool `{rollout.pool}` has {has}, but the targets are made for {made_for}"
+    if pool.rollout is not None:
+        for loc, message in unmet(rollout, pool.rollout):
+            yield loc, f"pool `{rollout.pool}`: {message}"

@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from orchestrator.environment.rollout import RolloutPolicy
 from orchestrator.recipe.fields import ByteSize, Duration, Flag, Model, Name, Number, Soc, Whole
 
 MOST_SLOTS = 1024
@@ -63,6 +64,9 @@ class Pool(Model):
     )
     autoscale: Autoscale | None = Field(
         None, description="Hold more slots when requests wait, fewer when none do; always `slots` when absent."
+    )
+    rollout: RolloutPolicy | None = Field(
+        None, description="What every rollout to this pool must have; only what the recipe asks for when absent."
     )
 
     @model_validator(mode="after")

@@ -11,7 +11,8 @@ from orchestrator.environment.pool import Pool
 from orchestrator.plan import conversion
 from orchestrator.plan.model import Draft, Input, Retries
 from orchestrator.recipe import Recipe
-from orchestrator.recipe.model import Rollout, Target
+from orchestrator.recipe.model import Target
+from orchestrator.recipe.rollout import Rollout
 
 _PLACE = "rollout.pool"
 

@@ -34,6 +34,7 @@ from orchestrator.recipe.fields import (
     Whole,
     Word,
 )
+from orchestrator.recipe.rollout import Rollout
 from orchestrator.recipe.serve import Serve
 
 RESERVED_STEPS = frozenset(
@@ -239,13 +240,6 @@ class Target(Model):
         return self
 
 
-class Rollout(Model):
-    """Where the model is served."""
-
-    endpoint: Name = Field(description="Name that clients call.")
-    pool: Name = Field(description="Pool of the environment that serves it.")
-
-
 class Recipe(Model):
     """A whole recipe."""
 
@@ -267,4 +261,4 @@ class Recipe(Model):
     )
     targets: tuple[Target, ...] = Field((), description="What to compile for; several make variants of one generation.")
     serve: Serve | None = Field(None, description="What runs before and after the model, and how it is served.")
-    rollout: Rollout | None = Field(None, description="Where to serve.")
+    rollout: Rollout | None = Field(None, description="Where to serve, and how a new generation takes over.")
