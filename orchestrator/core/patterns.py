@@ -1,7 +1,8 @@
 """Regular expressions that others write and that run on what clients send: only those that end soon.
 
-Python's engine backtracks: `(a+)+$` takes years on thirty letters. So a pattern is short, and has no form whose time is not
-bounded by the square of the input's length: no repeated group, no back reference, no look-around, two open repeats at most.
+Python's engine backtracks: `(a+)+$` takes years on thirty letters. So a pattern is short, repeats no group, looks neither back
+nor around, and its choices are counted: each open repeat may stand at every one of 256 letters (8 bits), each `?` and each `|`
+in a group doubles what may be tried (1 bit); together at most 20 bits, a second or so at the very worst.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ LONGEST_PATTERN: Final = 128
 LONGEST_INPUT: Final = 256
 """Characters of the value that a pattern may be asked about; a longer value does not match."""
 
-_MOST_REPEATS: Final = 2
-_MOST_OPTIONAL: Final = 4
+_MOST_BITS: Final = 20
+_REPEAT_BITS: Final = 8
 _CLASS: Final = re.compile(r"\[\^?\]?(?:[^\]\\]|\\.)*\]")
 _ESCAPE: Final = re.compile(r"\\(.)")
 _REPEAT: Final = re.compile(r"[*+]|\{\d*,\d*\}")
@@ -37,9 +38,10 @@ def safe_pattern(text: str) -> re.Pattern[str]:
     bare = _bare(text)
     if re.search(r"\)(?:[*+]|\{)", bare):
         raise ValueError(f"{text!r} repeats a group, which may take for ever; repeat single characters or classes")
-    if len(_REPEAT.findall(bare)) > _MOST_REPEATS or bare.replace("(?:", "(").count("?") > _MOST_OPTIONAL:
+    choices = bare.replace("(?:", "(").count("?") + _bars_in_groups(bare)
+    if _REPEAT_BITS * len(_REPEAT.findall(bare)) + choices > _MOST_BITS:
         raise ValueError(
-            f"{text!r} may take for ever: at most {_MOST_REPEATS} of `*` `+` `{{n,m}}` and {_MOST_OPTIONAL} of `?`"
+            f"{text!r} may take for ever: at most two of `*` `+` `{{n,m}}`, and few of `?` and of `|` in groups"
         )
     return compiled
 
@@ -53,3 +55,11 @@ def _bare(text: str) -> str:
         parts.append("c" if match else text[at])
         at = match.end() if match else at + 1
     return "".join(parts)
+
+
+def _bars_in_groups(bare: str) -> int:
+    depth = bars = 0
+    for character in bare:
+        depth += (character == "(") - (character == ")")
+        bars += character == "|" and depth > 0
+    return bars
