@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, cast
+from urllib.parse import quote
 
 import httpx
 
@@ -63,6 +64,38 @@ class RouterAdmin:
     def events(self, after: int | str = 0, limit: int = 1000) -> dict[str, Any]:
         """Return completion events: `{"boot", "events", "last", "lost"}`; `after` is 0, or the `last` of an earlier answer."""
         return self._call("GET", f"/events?after={after}&limit={limit}")
+
+    def evidence(self, endpoint: str) -> dict[str, Any]:
+        """Return what every router process has counted of an endpoint with a split; times are in buckets of `serving.observe.buckets`.
+
+        Counts grow from the start of each process, whose `boot` then changes; they are never summed over processes, and one that
+        does not answer in time is left out::
+
+            {"routers": [{
+                "router": 0, "boot": "1f0c…", "version": 7,                  # version of the table that it routes by
+                "split": {"stable": 3, "canary": 4, …} | None,                # as in the table
+                "arms": [{
+                    "generation": 4, "traffic": "weighted", "weight": 10,     # weight: the canary's, when they were dealt
+                    "requests": 120,                                          # ended well, or by a fault of the server
+                    "errors": {"execution": 3}, "fell_back": 3,               # server's faults by kind; answered by stable instead
+                    "refused": 2, "rejected": 1, "gone": 0,                   # for load (429, loading), client's mistakes, clients gone
+                    "nonfinite": 0, "saturated": 0,                           # requests with such an output
+                    "compute": {"1": {"140": 7}},                             # batches: rows -> bucket of device time in us -> count
+                    "total": {"180": 7},                                      # good answers: bucket of arrival to answer in us -> count
+                    "users": 40, "users_error": 1, "users_nonfinite": 0,      # sticky only: distinct clients
+                    "capped": False,                                          # clients were no longer counted: there were too many
+                }],
+                "failures_in_row": {"4": 0},                                  # server's faults since the last good answer
+                "pairs": {"canary": 4, "stable": 3, "n": 50, "agree": 50, "top1": 50, "flips": 0, "nonfinite": 0, "misfit": 0,
+                          "max_abs": 1e-6, "dropped": 0, "failed": 0, "faster": 20, "slower": 30} | None,
+                "classes": {"3": {"0": 12}, "4": {"0": 11, "7": 1}},          # of sampled answers: class with the highest score
+            }]}
+
+        Raises:
+            ServingError: There is no such endpoint in the table.
+            Unreachable: No answer.
+        """
+        return self._call("GET", f"/evidence?endpoint={quote(endpoint, safe='')}")
 
     def metrics(self) -> str:
         """Return the Prometheus text."""

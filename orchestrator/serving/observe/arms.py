@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
-Traffic = Literal["weighted", "sticky", "header", "probe", "version", "mirror"]
+Traffic = Literal["weighted", "sticky", "header", "probe", "version", "mirror", "fallback"]
+"""`weighted`, `sticky` and `header`: users, as the split deals them. `version`: who asked for the generation by number. `probe`:
+golden samples that the controller sends. `mirror`: copies that nobody sees. `fallback`: what the canary has failed, answered by
+the stable generation; apart, because it is no fair sample of the requests.
+"""
 
 
-@dataclass(frozen=True, slots=True)
-class Arm:
+class Arm(NamedTuple):
     """One side of a comparison; all requests that were dealt alike share one.
 
     Attributes:
