@@ -59,6 +59,38 @@ def test_a_newly_busy_endpoint_has_no_claim_to_the_time_that_it_did_not_use() ->
     assert abs(ran.count("a") - ran.count("b")) <= 3
 
 
+def test_a_replica_that_computes_for_long_takes_only_full_batches_ahead() -> None:
+    world = World()
+    lane = world.lane("a")
+    world.replica("a", "slot", lambda rows: BATCH_S)
+    world.ask(lane)
+    world.run()
+    began = world.now
+    for i in range(7):  # one runs; the others come while it does, and leave together
+        world.at(began + 0.001 * i, lambda: world.ask(lane))
+    world.run()
+    assert [rows for _, _, rows in world.batches] == [1, 1, 6]
+    for _ in range(8 + 8 + 3):
+        world.ask(lane)
+    world.run(BATCH_S / 2)
+    assert [rows for _, _, rows in world.batches[3:]] == [8, 8]  # the second is full, and is sent ahead
+    world.run()
+    assert [rows for _, _, rows in world.batches[3:]] == [8, 8, 3]
+
+
+def test_a_replica_that_computes_for_no_time_is_never_kept_waiting() -> None:
+    world = World()
+    lane = world.lane("a")
+    world.replica("a", "slot", lambda rows: 0.0005)
+    world.ask(lane)
+    world.run()
+    began = world.now
+    for i in range(3):
+        world.at(began + 0.0001 * i, lambda: world.ask(lane))
+    world.run()
+    assert [rows for _, _, rows in world.batches] == [1, 1, 1, 1]
+
+
 def test_shares_weigh() -> None:
     world = World()
     for name, share in (("a", 3.0), ("b", 1.0)):

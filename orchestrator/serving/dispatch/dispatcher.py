@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from orchestrator.serving.dispatch.ending import Ending
-from orchestrator.serving.dispatch.fairness import Slot, due, wait_s
+from orchestrator.serving.dispatch.fairness import Slot, computed, due, wait_s
 from orchestrator.serving.dispatch.framing import encode_batch, pieces_of
 from orchestrator.serving.dispatch.lanes import Batch, Lane, Replica, Request, attach
 from orchestrator.serving.dispatch.queueing import enqueue, take_batch
@@ -55,7 +55,7 @@ class Dispatcher(Ending):
         super().__init__(recorder)
         self._queue_limit = queue_limit
         self._replica_grace_s = replica_grace_s
-        self._soon = soon
+        self.soon = soon
         self._later = later
         self._clock = clock
         self._slots: dict[str, Slot] = {}
@@ -83,7 +83,7 @@ class Dispatcher(Ending):
         if lane.delay_s:
             self._wait(lane, request.arrived)
         if not self._fresh:
-            self._soon(self._pump_fresh)
+            self.soon(self._pump_fresh)
         self._fresh[lane] = request.arrived
 
     def check_room(self, lane: Lane, now: float) -> None:
@@ -124,7 +124,7 @@ class Dispatcher(Ending):
             if not free:
                 return
             replica = max(free, key=lambda replica: replica.credits)
-            if lane.delay_s and not due(lane, replica, now):
+            if not due(lane, replica, now):
                 return
             self._send_batch(replica, lane, now)
 
@@ -191,6 +191,7 @@ class Dispatcher(Ending):
         replica.credits += statuses.credit
         replica.slot.free += 1
         replica.slot.settle(batch, replica.endpoint, statuses.compute_us)
+        computed(replica, statuses.compute_us)
         rows = sum(batch.rows)
         lane = batch.requests[0].lane
         if lane.generation.builds:
@@ -284,7 +285,7 @@ class Dispatcher(Ending):
             if lane.retired and not lane.busy:
                 self._release(lane)
         for replica in self.replicas():
-            for batch in replica.batches.values():
+            for batch in list(replica.batches.values()):
                 for request in batch.requests:
                     if request.deadline <= now:
                         self._fail(request, too_late(), now, replica.name)

@@ -17,7 +17,9 @@ UNLIMITED: Final = 1 << 30
 _LOOK_AHEAD: Final = 256
 """Requests that are looked at to see whether a batch is full."""
 _MEMORY: Final = 0.2
-"""Weight of the newest batch in the mean device time of an endpoint's batches."""
+"""Weight of the newest batch in a mean of device times."""
+_LONG_US: Final = 2000.0
+"""Device time of a batch beside which the way of the next one to the replica, about 0.2 ms, is nothing."""
 
 
 @dataclass(slots=True)
@@ -119,20 +121,32 @@ def _only(replica: Replica, now: float) -> tuple[Replica, Lane] | None:
     lane = replica.lanes[0]
     if not lane.queue or replica.credits <= 0 or replica.draining:
         return None
-    return (replica, lane) if not lane.delay_s or due(lane, replica, now) else None
+    return (replica, lane) if due(lane, replica, now) else None
 
 
 def due(lane: Lane, replica: Replica, now: float) -> bool:
-    """Return whether a lane that has requests may run: its batch is full, or a request has waited as long as it may."""
-    if not lane.delay_s:
+    """Return whether a lane that has requests may run: its batch is full, or a request has waited as long as it may.
+
+    A replica that computes for long takes a batch ahead only when it is full: one that is sent half empty now would shut out
+    what comes before its turn.
+    """
+    computing = replica.mean_us >= _LONG_US and bool(replica.batches)
+    if not lane.delay_s and not computing:
         return True
     latest, most, rows = now - lane.delay_s, replica.most_rows(lane), 0
     key = lane.queue[0].fitted.key
     for seen, request in enumerate(lane.queue):
         rows += request.fitted.rows if request.fitted.key == key else 0
-        if rows >= most or request.arrived <= latest or request.deadline <= now + lane.delay_s or seen >= _LOOK_AHEAD:
+        if rows >= most or seen >= _LOOK_AHEAD:
+            return True
+        if not computing and (request.arrived <= latest or request.deadline <= now + lane.delay_s):
             return True
     return False
+
+
+def computed(replica: Replica, compute_us: int) -> None:
+    """Take the device time of a batch into the replica's mean."""
+    replica.mean_us += (compute_us - replica.mean_us) * (_MEMORY if replica.mean_us else 1.0)
 
 
 def wait_s(lane: Lane, now: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -56,6 +57,7 @@ class Request:
         arm: What it is counted under; None where the endpoint has no split.
         user: Of the client that sent it, by the sticky header; see `orchestrator.serving.split.user_of`. -1 where nobody asked.
         fell_back: The canary has failed it: the stable generation answers in its place.
+        leave_at: Until when it waits in a queue of a lane whose requests another generation can answer.
     """
 
     caller: Caller
@@ -72,6 +74,7 @@ class Request:
     arm: Arm | None = None
     user: int = -1
     fell_back: bool = False
+    leave_at: float = math.inf
 
 
 @dataclass(slots=True, eq=False)
@@ -103,6 +106,7 @@ class Lane:
         expected: Requests that an earlier stage holds and that come here next.
         outside: Of a model's lane with stages: what clients send and get, once known.
         chained: Whether it is one of several stages: then `Chain` records how a request ended.
+        tried: Of a canary: some of its requests leave when nobody serves them.
         faces: The generation and the headers as each replica shows them; see `wear`.
     """
 
@@ -136,6 +140,7 @@ class Lane:
     expected: int = 0
     outside: Signature | None = None
     chained: bool = False
+    tried: bool = False
     faces: dict[tuple[str, str, str], tuple[Generation, bytes]] = field(
         default_factory=dict[tuple[str, str, str], tuple[Generation, bytes]]
     )
@@ -219,6 +224,7 @@ class Replica:
         slot: The device slot that it shares with other replicas.
         depth: Batches that its session takes at once.
         gears: Most rows of one batch by the shapes of the inputs without axis 0, where it was compiled for some shapes only.
+        mean_us: Of the device time of its last batches.
     """
 
     name: str
@@ -238,6 +244,7 @@ class Replica:
     slot: Slot = field(default_factory=Slot)
     depth: int = UNLIMITED
     gears: Mapping[tuple[tuple[int, ...], ...], int] = field(default_factory=dict[tuple[tuple[int, ...], ...], int])
+    mean_us: float = 0.0
 
     def most_rows(self, lane: Lane) -> int:
         """Return how many rows the next batch of a lane that has requests may have."""
