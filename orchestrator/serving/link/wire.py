@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, cast
 
@@ -21,6 +21,11 @@ from orchestrator.serving.link.wire_fields import (
 from orchestrator.serving.protocol.signature import Signature
 from orchestrator.serving.runtimes.api import Bucket
 
+NONFINITE: Final = 1
+SATURATED: Final = 2
+"""Bits of a reply's `flags`: outputs of a request hold infinities or NaN; values as large as fp16 can be, where an overflow may
+hide there.
+"""
 _MAX_CREDIT: Final = 64
 _STATUS: Final[Mapping[str, int]] = {"rejected": 400, "execution": 500}
 
@@ -115,14 +120,16 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Statuses:
-    """What a reply says besides tensors: per request None or its error, time on the device, new credit, and the share of the
-    time that copied to and from the device, -1 where the runtime does not know.
+    """What a reply says besides tensors: per request None or its error, time on the device, new credit, the share of the
+    time that copied to and from the device, -1 where the runtime does not know, and per request what its outputs hold besides
+    numbers (`NONFINITE`, `SATURATED`), None where nothing was found.
     """
 
     errors: list[RequestError | None]
     compute_us: int
     credit: int
     copy_us: int = -1
+    flags: Sequence[int] | None = None
 
 
 _PLACEMENT: Final = ("endpoint", "bundle", "path", "runtime", "device", "variant", "variant_path")
@@ -224,7 +231,14 @@ def read_statuses(frame: Frame, count: int) -> Statuses:
         raise LinkError(f"a reply needs {count} statuses")
     errors = [None if row is None else _error(row) for row in cast("list[object]", status)]
     copy_us = whole_of(frame.head, "copy_us") if "copy_us" in frame.head else -1
-    return Statuses(errors, whole_of(frame.head, "compute_us"), read_credit(frame), copy_us)
+    flags = _flags(frame.head["flags"], count) if "flags" in frame.head else None
+    return Statuses(errors, whole_of(frame.head, "compute_us"), read_credit(frame), copy_us, flags)
+
+
+def _flags(value: object, count: int) -> list[int]:
+    if not isinstance(value, list) or len(cast("list[object]", value)) != count:
+        raise LinkError(f"a reply needs {count} flags, or none")
+    return [check_whole(row, "flags") for row in cast("list[object]", value)]
 
 
 def _error(value: object) -> RequestError:

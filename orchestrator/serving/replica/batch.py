@@ -11,6 +11,7 @@ from orchestrator.serving.link.frames import MAX_BODY_BYTES, Kind, encode_tensor
 from orchestrator.serving.protocol.answer import split_rows
 from orchestrator.serving.protocol.signature import Signature, misfit
 from orchestrator.serving.protocol.tensors import ITEM_BYTES, Buffer, Tensor, count
+from orchestrator.serving.replica.outputs import flags_of
 from orchestrator.serving.runtimes.api import Copying, ExecutionFailed, InputRejected, Session
 
 Status = dict[str, str] | None
@@ -39,8 +40,11 @@ def start(session: Session, signature: Signature, number: int, inputs: Sequence[
     return Work(number, ticket, inputs, rows, signature, padded, begun)
 
 
-def execute(session: Session, work: Work, *, free_since_ns: int = 0) -> list[Buffer]:
-    """Collect a batch and return its reply frame, with one new credit; `compute_us` excludes waiting for the one before it."""
+def execute(session: Session, work: Work, *, free_since_ns: int = 0, saturating: bool = False) -> list[Buffer]:
+    """Collect a batch and return its reply frame, with one new credit; `compute_us` excludes waiting for the one before it.
+
+    `saturating` as in `flags_of`.
+    """
     begun = max(work.begun_ns, free_since_ns)
     statuses: list[Status] = [None] * len(work.rows)
     try:
@@ -59,6 +63,12 @@ def execute(session: Session, work: Work, *, free_since_ns: int = 0) -> list[Buf
         for same in zip(*parts, strict=True)
     ]
     head: dict[str, object] = {"status": statuses, "compute_us": compute_us, "credit": 1}
+    flags = flags_of(
+        parts, [r for r, wrong in zip(work.rows, statuses, strict=True) if wrong is None], saturating=saturating
+    )
+    if flags is not None:
+        found = iter(flags)
+        head["flags"] = [0 if wrong else next(found) for wrong in statuses]
     if isinstance(session, Copying):
         head["copy_us"] = session.copied_us
     return encode_tensors(Kind.REPLY, head, "outputs", tensors, number=work.number)

@@ -31,6 +31,7 @@ from orchestrator.serving.link.wire import ReplicaHello, read_rows
 from orchestrator.serving.protocol.signature import Signature
 from orchestrator.serving.replica.batch import Work, execute, start
 from orchestrator.serving.replica.golden import self_check
+from orchestrator.serving.replica.outputs import saturates
 from orchestrator.serving.replica.stages import check_stage
 from orchestrator.serving.replica.warm import warm_up
 from orchestrator.serving.runtimes.api import ExecutionFailed, InputRejected, Job, Session, Stage, runtime
@@ -65,6 +66,7 @@ class ReplicaProcess:
         self._waiting = self._stopping = False
         self._links: Links | None = None
         self._free_since_ns = self._told_ns = 0
+        self._saturating = False
 
     def run(self) -> None:
         """Load, check, then serve.
@@ -103,6 +105,7 @@ class ReplicaProcess:
     def _load(self, bundle: Path) -> tuple[Session, int]:
         """Return the session, warm and checked, and its largest safe batch; a session that fails is closed."""
         settings, variant = self._settings, self._variant()
+        self._saturating = saturates(variant)
         folder = bundle if variant is None else variant.folder
         work = private_folder(Path(settings.work)) if settings.work else Path(tempfile.mkdtemp(prefix="orc-replica-"))
         check_host(folder if settings.stage == MODEL else bundle / SERVE_FOLDER)
@@ -227,7 +230,7 @@ class ReplicaProcess:
         del works[0]
         self._watch(on=True)
         if link.up:
-            answer = execute(session, work, free_since_ns=self._free_since_ns)
+            answer = execute(session, work, free_since_ns=self._free_since_ns, saturating=self._saturating)
             self._free_since_ns = time.perf_counter_ns()
             self._watch(on=False)
             try:
