@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from support import fault_drills as drills  # noqa: E402
+from support import process_drills  # noqa: E402
 from support.serving_site import ServingSite  # noqa: E402
 
 RATIO = 2.0
@@ -39,9 +40,25 @@ def measure(rounds: int) -> list[dict[str, Any]]:
             log = (site.folder / "router.log").read_text()
         finally:
             site.stop()
-    print(file=sys.stderr)
     if "Traceback" in log:
         raise SystemExit(log[-3000:])
+    rows += deaths(rounds)
+    print(file=sys.stderr)
+    return rows
+
+
+def deaths(rounds: int) -> list[dict[str, Any]]:
+    """Kill whole processes beside others that live."""
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        site = process_drills.site_of(Path(folder))
+        try:
+            for number in range(rounds):
+                for drill in process_drills.DRILLS:
+                    print(f"\rround {number + 1} of {rounds}: {drill.__name__:32}", end="", file=sys.stderr, flush=True)
+                    rows.append(asdict(drill(site)))
+        finally:
+            site.stop()
     return rows
 
 

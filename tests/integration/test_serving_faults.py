@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from support import fault_drills as drills
+from support import process_drills
 from support.fault_drills import Drill
 from support.serving_site import ServingSite
 
@@ -74,3 +76,14 @@ def test_overload_is_refused_at_the_door(site: ServingSite) -> None:
     assert drill.figures is not None
     assert drill.figures["ratio"] <= 2, drill.figures
     assert drill.figures["without_retry"] == 0
+
+
+def test_the_death_of_whole_processes_costs_time_and_no_answer(tmp_path: Path) -> None:
+    site = process_drills.site_of(tmp_path)
+    try:
+        check(process_drills.killed_one_of_the_routers(site), 0)
+        drill = process_drills.killed_agent(site)
+        check(drill, 503)
+        assert drill.figures == {"replicas": drill.fired}
+    finally:
+        site.stop()
