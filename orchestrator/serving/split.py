@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from typing import Final, Literal, cast
@@ -35,13 +35,15 @@ class HeaderRoute:
     how: Literal["exact", "prefix", "regex"]
     value: str
 
-    def matches(self, value: str) -> bool:
-        """Tell whether a header with this value leads to the canary."""
+    def matcher(self) -> Callable[[str], bool]:
+        """Return what tells whether a header with some value leads to the canary."""
+        wanted = self.value
         if self.how == "exact":
-            return value == self.value
+            return wanted.__eq__
         if self.how == "prefix":
-            return value.startswith(self.value)
-        return len(value) <= LONGEST_INPUT and safe_pattern(self.value).fullmatch(value) is not None
+            return lambda value: value.startswith(wanted)
+        pattern = safe_pattern(wanted)
+        return lambda value: len(value) <= LONGEST_INPUT and pattern.fullmatch(value) is not None
 
 
 @dataclass(frozen=True, slots=True)

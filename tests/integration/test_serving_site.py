@@ -28,6 +28,7 @@ from support.serving_site import (
 from orchestrator.core.errors import Conflict, ServingError, Unreachable
 from orchestrator.core.processes import ProcessIdentity
 from orchestrator.serving.admin import RouterAdmin
+from orchestrator.serving.client import OipClient
 
 ONES = {"x": np.ones((1, 4), np.float32)}
 
@@ -68,12 +69,14 @@ def test_every_request_leaves_an_event(site: ServingSite) -> None:
     before = site.admin.events(limit=10_000)["last"]
     with site.client() as client:
         client.infer("double", {"x": np.ones((3, 4), np.float32)})
-        client.infer("double", ONES, probe=True)
+        with OipClient(site.url, socket=site.short / "admin.sock") as inside:
+            inside.infer("double", ONES, probe=True)
+        client.infer("double", ONES, probe=True)  # the public door does not believe it
         with pytest.raises(ServingError):
             client.infer("double", {"x": np.ones((1, 5), np.float32)})
     found = site.admin.events(after=before)
     rows = [(e["status"], e["error"], e["batch_size"], e["synthetic"], e["generation"]) for e in found["events"]]
-    assert rows == [(200, "", 3, False, 1), (200, "", 1, True, 1), (400, "invalid", 0, False, 1)]
+    assert rows == [(200, "", 3, False, 1), (200, "", 1, True, 1), (200, "", 1, False, 1), (400, "invalid", 0, False, 1)]
     first = found["events"][0]
     assert first["compute_us"] <= first["total_us"]
     assert first["device"] == DEVICE

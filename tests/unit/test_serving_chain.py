@@ -73,7 +73,7 @@ class Bench:
         asked = InferRequest("id-1", {"text": from_array("text", np.array(texts, object))}, None, True, None)
         fitted, now = fit(asked, client_signature(self.model)), time.monotonic()
         request = Request(client, self.model, fitted, asked.id, now, now + 9, False)
-        Chain(client, request, self.dispatcher, self.recorder).start()
+        Chain(client, request, self.dispatcher).start()
         return client
 
     def run(self, stage: str, compute: Callable[[Any], Any] | RequestError) -> None:

@@ -13,6 +13,7 @@ from orchestrator.serving.dispatch.lanes import Batch, Lane, Replica, Request, a
 from orchestrator.serving.dispatch.queueing import enqueue, take_batch
 from orchestrator.serving.dispatch.refusals import (
     cannot_load,
+    expired,
     no_replica,
     no_use,
     overdue,
@@ -57,7 +58,7 @@ class Dispatcher(Ending):
         self._replica_grace_s = replica_grace_s
         self.soon = soon
         self._later = later
-        self._clock = clock
+        self.clock = clock
         self._slots: dict[str, Slot] = {}
         self._fresh: dict[Lane, float] = {}
         self._number = 0
@@ -145,7 +146,7 @@ class Dispatcher(Ending):
 
     def _waited(self, lane: Lane) -> None:
         lane.timed = False
-        now = self._clock()  # once: between two looks a delay may end that neither sees
+        now = self.clock()  # once: between two looks a delay may end that neither sees
         self._pump_lane(lane, now)
         if lane.queue and wait_s(lane, now) > -_ROUNDING_S:
             self._wait(lane, now)
@@ -192,12 +193,14 @@ class Dispatcher(Ending):
         replica.slot.free += 1
         replica.slot.settle(batch, replica.endpoint, statuses.compute_us)
         computed(replica, statuses.compute_us)
-        rows = sum(batch.rows)
-        lane = batch.requests[0].lane
+        rows, lane = sum(batch.rows), batch.requests[0].lane
         if lane.generation.builds:
             lane.wear(replica)
         lane.statistics.executed(rows, statuses.compute_us)
-        self._recorder.batch(replica, batch, statuses, len(frame.body))
+        self.recorder.batch(replica, batch, statuses, len(frame.body))
+        if statuses.flags is not None:
+            for request, flags in zip(batch.requests, statuses.flags, strict=True):
+                request.flags = flags
         for request, error in zip(batch.requests, statuses.errors, strict=True):
             request.lane.in_flight -= 1
             if error is not None:
@@ -269,8 +272,7 @@ class Dispatcher(Ending):
         if replica.draining or replica.batches:
             return
         if all(lane.retired and not lane.busy for lane in replica.lanes):
-            replica.draining = True
-            replica.send([encode(Kind.DRAIN, {})])
+            self.leaves(replica)
 
     # --- time ---
 
@@ -284,11 +286,8 @@ class Dispatcher(Ending):
             lane.pace.sample(now, lane.statistics.succeeded, len(lane.queue))
             if lane.retired and not lane.busy:
                 self._release(lane)
-        for replica in self.replicas():
-            for batch in list(replica.batches.values()):
-                for request in batch.requests:
-                    if request.deadline <= now:
-                        self._fail(request, too_late(), now, replica.name)
+        for request, replica in expired(self.replicas(), now):
+            self._fail(request, too_late(), now, replica)
 
     def _release(self, lane: Lane) -> None:
         for replica in lane.replicas:

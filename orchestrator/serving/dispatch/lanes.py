@@ -57,6 +57,7 @@ class Request:
         arm: What it is counted under; None where the endpoint has no split.
         user: Of the client that sent it, by the sticky header; see `orchestrator.serving.split.user_of`. -1 where nobody asked.
         fell_back: The canary has failed it: the stable generation answers in its place.
+        flags: What its outputs hold besides numbers, see `orchestrator.serving.link.wire.NONFINITE`.
         leave_at: Until when it waits in a queue of a lane whose requests another generation can answer.
     """
 
@@ -74,6 +75,7 @@ class Request:
     arm: Arm | None = None
     user: int = -1
     fell_back: bool = False
+    flags: int = 0
     leave_at: float = math.inf
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from orchestrator.serving.dispatch.lanes import Lane, Request
+from orchestrator.serving.dispatch.lanes import Lane, Replica, Request
 from orchestrator.serving.dispatch.queueing import take_useless
 from orchestrator.serving.errors import RequestError
 
@@ -26,6 +26,17 @@ def replicas_lost(request: Request, now: float) -> RequestError:
     """Return the error of a request that has cost two replicas."""
     text, again_s = "two replicas ended while they computed this request", request.lane.retry_after_s(now)
     return RequestError(text, status=503, kind="replica_lost", retry_after_s=again_s)
+
+
+def lost_once() -> RequestError:
+    """Return the error of a request that has cost the last replica of its lane."""
+    return RequestError("the replica ended while it computed this request", status=503, kind="replica_lost")
+
+
+def waited_long(request: Request) -> RequestError:
+    """Return the error of a request that would wait longer here than it may."""
+    text = f"generation {request.lane.version} of {request.lane.endpoint} has not begun with this request in time"
+    return RequestError(text, status=503, kind="overload")
 
 
 def no_use(request: Request) -> RequestError:
@@ -68,6 +79,8 @@ def overdue(lane: Lane, now: float, grace_s: float) -> Iterator[tuple[Request, R
     """Take out of the queue what nobody waits for, what is too late, and what no replica will come for."""
     for request in take_useless(lane.queue, now):
         yield request, no_use(request)
+    if lane.tried:
+        yield from _leaving(lane, now)
     if lane.replicas or not lane.queue:
         return
     if lane.retired or (not lane.lazy and now - lane.lonely_since > grace_s):
@@ -78,3 +91,27 @@ def overdue(lane: Lane, now: float, grace_s: float) -> Iterator[tuple[Request, R
         for request in late:
             lane.queue.remove(request)
             yield request, is_loading(lane, now)
+
+
+def _leaving(lane: Lane, now: float) -> Iterator[tuple[Request, RequestError]]:
+    """Take out what another generation can answer and this one does not."""
+    leaving = [r for r in lane.queue if r.leave_at < math.inf and (not lane.replicas or now >= r.leave_at)]
+    for request in leaving:
+        lane.queue.remove(request)
+        if request.attempts:
+            yield request, lost_once()
+        elif not lane.replicas:
+            yield request, no_replica(lane)
+        else:
+            yield request, waited_long(request)
+
+
+def expired(replicas: Sequence[Replica], now: float) -> list[tuple[Request, str]]:
+    """Return the requests that run and whose deadline has passed, with the names of the replicas."""
+    return [
+        (request, replica.name)
+        for replica in replicas
+        for batch in replica.batches.values()
+        for request in batch.requests
+        if request.deadline <= now
+    ]

@@ -81,6 +81,11 @@ class Exchange:
         """Whether the client has closed the connection."""
         return self._channel.lost
 
+    def header(self, name: str) -> str | None:
+        """Return the value of a header, by its name in small letters; None where it was not sent."""
+        value = self.headers.get(name.encode())
+        return None if value is None else value.decode("utf-8", "surrogateescape")
+
     def replace_body(self, body: Buffer) -> None:
         """Put the decoded body in the place of the coded one.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 from orchestrator.serving.dispatch.dispatcher import Dispatcher
 from orchestrator.serving.dispatch.lanes import Caller, Lane, Request
@@ -10,8 +11,12 @@ from orchestrator.serving.errors import RequestError
 from orchestrator.serving.observe.record import Recorder
 from orchestrator.serving.protocol.oip import LAST, InferRequest
 from orchestrator.serving.protocol.signature import fit
-from orchestrator.serving.router.chain import Chain
-from orchestrator.serving.router.routes import Place, signature_of
+from orchestrator.serving.router.chain import Chain, signature_of
+from orchestrator.serving.router.routes import Place
+from orchestrator.serving.router.trying import Asked, Trying
+
+if TYPE_CHECKING:
+    from orchestrator.serving.router.trial import Client
 
 
 class Admission:
@@ -25,9 +30,10 @@ class Admission:
         self._dispatcher = dispatcher
         self._recorder = recorder
         self._timeout_s = request_timeout_s
+        self._trying = Trying(self, dispatcher)
 
     def submit(
-        self, caller: Caller, place: Place, asked: InferRequest, arrived: float, patience_s: float, synthetic: bool
+        self, caller: Client, place: Place, asked: InferRequest, arrived: float, patience_s: float, synthetic: bool
     ) -> None:
         """Choose the generation, compare the request with its model, and queue it; what is refused is answered.
 
@@ -36,18 +42,22 @@ class Admission:
         """
         lane: Lane | None = None
         try:
-            lane = place[0].choose(place[1])
-            if lane.signature is None:
-                self._dispatcher.check_room(lane, arrived)
-            fitted = fit(asked, signature_of(lane))
             timeout_s = min(self._timeout_s, patience_s)
             if asked.timeout_us is not None:
                 timeout_s = min(timeout_s, asked.timeout_us / 1e6)
             deadline = arrived + timeout_s
+            trial = place[0].trial
+            if trial is not None:
+                self._trying.submit(caller, place, trial, Asked(asked, arrived, deadline, synthetic))
+                return
+            lane = place[0].choose(place[1])
+            if lane.signature is None:
+                self._dispatcher.check_room(lane, arrived)
+            fitted = fit(asked, signature_of(lane))
             priority = lane.settings.priority if asked.priority == LAST else asked.priority
             request = Request(caller, lane, fitted, asked.id, arrived, deadline, synthetic, priority)
             if lane.chained:
-                Chain(caller, request, self._dispatcher, self._recorder).start()
+                Chain(caller, request, self._dispatcher).start()
             else:
                 self._dispatcher.submit(request)
         except RequestError as error:

@@ -41,7 +41,7 @@ class Backdoor:
             if allowed(exchange, b"POST"):
                 self._speak_for_all(exchange, control(self._router, path))
         elif path == "/v2" or path.startswith("/v2/"):
-            self._router.front.handle(exchange)
+            self._router.inner_front.handle(exchange)
         elif path in ("/table", "/peer/table") and exchange.method == b"PUT":
             self._put_table(exchange, from_lead=path == "/peer/table")
         elif path not in ("/table", "/status", "/events", "/metrics"):

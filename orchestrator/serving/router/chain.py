@@ -15,7 +15,6 @@ from orchestrator.serving.protocol.tensors import Tensor
 
 if TYPE_CHECKING:
     from orchestrator.serving.dispatch.dispatcher import Dispatcher
-    from orchestrator.serving.observe.record import Recorder
 
 
 class Chain:
@@ -26,8 +25,7 @@ class Chain:
     Args:
         outer: The client.
         asked: The client's request as it fits `client_signature`; its `lane` is the generation's.
-        dispatcher: Runs the stages.
-        recorder: Learns of the whole; of each stage it learns from the dispatcher.
+        dispatcher: Runs the stages; its recorder learns of the whole here, and of each stage from the dispatcher.
     """
 
     __slots__ = (
@@ -38,16 +36,14 @@ class Chain:
         "_face",
         "_left",
         "_queue_s",
-        "_recorder",
         "_replica",
         "outer",
     )
 
-    def __init__(self, outer: Caller, asked: Request, dispatcher: Dispatcher, recorder: Recorder) -> None:
+    def __init__(self, outer: Caller, asked: Request, dispatcher: Dispatcher) -> None:
         self.outer = outer
         self._asked = asked
         self._dispatcher = dispatcher
-        self._recorder = recorder
         self._left: list[Lane] = []
         self._queue_s = 0.0
         self._compute_us = self._batch = 0
@@ -80,9 +76,9 @@ class Chain:
 
     def _submit(self, lane: Lane, fitted: Fitted, now: float) -> None:
         asked = self._asked
-        self._dispatcher.submit(
-            Request(self, lane, fitted, asked.request_id, now, asked.deadline, asked.synthetic, asked.priority)
-        )
+        request = Request(self, lane, fitted, asked.request_id, now, asked.deadline, asked.synthetic, asked.priority)
+        request.leave_at = asked.leave_at
+        self._dispatcher.submit(request)
 
     def answer(self, request: Request, outputs: Sequence[Tensor]) -> None:
         """Take a stage's answer: hand it on, or answer the client.
@@ -91,6 +87,7 @@ class Chain:
             RequestError: It does not fit the next stage, there is no room for it, or the client's protocol cannot carry it.
         """
         replica, rows, compute_us = request.ran
+        self._asked.flags |= request.flags
         self._queue_s += request.sent - request.arrived
         self._compute_us += compute_us
         lane = self._asked.lane
@@ -98,8 +95,9 @@ class Chain:
             self._replica, self._batch, self._face = replica, rows, (lane.generation, lane.headers)
         if not self._left:
             gone = self.outer.gone
+            self._asked.ran = (self._replica, self._batch, self._compute_us)
             self._answer(lane, outputs)
-            self._end(499 if gone else 200, "client_gone" if gone else "")
+            self._end(499 if gone else 200, "client_gone" if gone else "", outputs)
             return
         lane = self._left.pop(0)
         lane.expected -= 1
@@ -123,13 +121,13 @@ class Chain:
         self._left = []
         self._end(499 if gone else error.status, "client_gone" if gone else error.kind)
 
-    def _end(self, status: int, kind: str) -> None:
+    def _end(self, status: int, kind: str, outputs: Sequence[Tensor] | None = None) -> None:
         asked = self._asked
         lane, total_s = asked.lane, time.monotonic() - asked.arrived
         queue_s = self._queue_s if status == 200 else min(self._queue_s, total_s)
         ok, rows = status == 200, asked.fitted.rows
         lane.statistics.ended(ok=ok, rows=rows, queue_s=queue_s, compute_us=self._compute_us, total_s=total_s)
-        self._recorder.record(
+        self._dispatcher.recorder.record(
             lane.endpoint,
             lane.generation,
             status,
@@ -142,6 +140,32 @@ class Chain:
             synthetic=asked.synthetic,
             caller=self.outer,
         )
+        self._dispatcher.tell(asked, status, kind, total_s, outputs)
+
+
+def start(request: Request, dispatcher: Dispatcher) -> None:
+    """Hand a request to its lane, or to the stages of its lane.
+
+    Raises:
+        RequestError: There is no room, or nobody to compute it.
+    """
+    if request.lane.chained:
+        Chain(request.caller, request, dispatcher).start()
+    else:
+        dispatcher.submit(request)
+
+
+def signature_of(lane: Lane) -> Signature:
+    """Return what clients of the generation send and get.
+
+    Raises:
+        RequestError: 503 while no replica has said so.
+    """
+    if lane.chained:
+        return client_signature(lane)
+    if lane.signature is None:
+        raise no_replica(lane)
+    return lane.signature
 
 
 def client_signature(lane: Lane) -> Signature:

@@ -7,7 +7,8 @@ from typing import Final
 from orchestrator import __version__
 from orchestrator.serving.dispatch.lanes import Lane
 from orchestrator.serving.protocol.tensors import TensorSpec
-from orchestrator.serving.router.routes import EndpointRoute, Place, Routes, signature_of
+from orchestrator.serving.router.chain import signature_of
+from orchestrator.serving.router.routes import EndpointRoute, Place, Routes
 
 EXTENSIONS: Final = ("binary_tensor_data", "model_configuration", "statistics", "parameters", "schedule_policy")
 

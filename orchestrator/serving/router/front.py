@@ -23,8 +23,8 @@ from orchestrator.serving.router.routes import Place, Routes
 
 _MODEL: Final = re.compile(r"/v2/models/([^/]*)(?:/versions/([^/]*))?(/infer|/ready|/config|/stats)?")
 _TYPES: Final = (b"application/json", b"application/octet-stream", b"")
-_CACHE: Final = 1024
 _PATIENCE: Final = b"x-request-timeout-seconds"
+_PROBE: Final = b"x-orchestrate-probe"
 
 
 class Front:
@@ -33,13 +33,17 @@ class Front:
     Args:
         limits: Of the listener; what a coded body decodes to is held to them as well.
         compat: See `RouterSettings`.
+        probes: Whether a request may say that it is a probe and no user's: only who operates the router may.
     """
 
-    def __init__(self, routes: Routes, admission: Admission, limits: Limits, compat: str) -> None:
+    def __init__(
+        self, routes: Routes, admission: Admission, limits: Limits, compat: str, *, probes: bool = False
+    ) -> None:
         self._routes = routes
         self._admission = admission
         self._limits = limits
         self._compat = compat
+        self._probes = probes
         self._infer: dict[bytes, Place] = {}
         self._forms = Forms()
 
@@ -59,7 +63,11 @@ class Front:
             exchange.refuse(error)
 
     def _route(self, exchange: Exchange) -> None:
-        path = exchange.target.partition(b"?")[0].decode("latin-1")
+        target, _, query = exchange.target.partition(b"?")
+        if query and exchange.method == b"POST" and (place := self._infer.get(target)) is not None:
+            self._do_infer(exchange, place)
+            return
+        path = target.decode("latin-1")
         if path in ("/v2", "/v2/"):
             _show(exchange, describe.server(self._compat))
         elif path == "/v2/health/live":
@@ -99,8 +107,8 @@ class Front:
         if verb == "/infer":
             if not allowed(exchange, b"POST"):
                 return
-            if len(self._infer) < _CACHE:
-                self._infer[exchange.target] = place
+            if match[1] == name and version in (None, str(place[1])):  # one way to write each: as many as the table has
+                self._infer[match[0].encode("latin-1")] = place
             self._do_infer(exchange, place)
         elif verb == "/ready":
             ready = place[0].ready(place[1])
@@ -129,10 +137,10 @@ class Front:
         headers = exchange.headers
         patience_s = _patience_s(headers[_PATIENCE]) if _PATIENCE in headers else math.inf
         asked = self._forms.parse(exchange.body, headers.get(b"inference-header-content-length"))
-        self._admission.submit(exchange, place, asked, arrived, patience_s, b"x-orchestrate-probe" in headers)
+        self._admission.submit(exchange, place, asked, arrived, patience_s, self._probes and _PROBE in headers)
 
     def _refuse(self, exchange: Exchange, place: Place, error: RequestError, arrived: float) -> None:
-        self._admission.refuse(exchange, place, None, error, arrived, b"x-orchestrate-probe" in exchange.headers)
+        self._admission.refuse(exchange, place, None, error, arrived, self._probes and _PROBE in exchange.headers)
 
     def _decode(self, exchange: Exchange, place: Place, coding: bytes, arrived: float) -> None:
         body, limit = exchange.body, self._limits.body

@@ -65,6 +65,13 @@ class GrpcCaller:
         self.metadata: Sequence[tuple[str, str | bytes]] = ()
         self.size = -1
 
+    def header(self, name: str) -> str | None:
+        """Return the value of the call's metadata of this name, in small letters; None where it was not sent."""
+        for key, value in self.metadata:
+            if key == name:
+                return value if isinstance(value, str) else value.decode("utf-8", "surrogateescape")
+        return None
+
     @property
     def answer_bytes(self) -> int:
         """Size of the answer's message; -1 while there is none."""
@@ -214,13 +221,12 @@ class GrpcFront:
             caller.refuse(error, None)
             return size
         caller.metadata, caller.size = context.invocation_metadata() or (), size
-        synthetic = any(key == "x-orchestrate-probe" for key, _ in caller.metadata)
         try:
             asked = self._forms.parse(message)
         except RequestError as error:
-            self._admission.refuse(caller, place, None, error, arrived, synthetic)
+            self._admission.refuse(caller, place, None, error, arrived, synthetic=False)
             return size
-        self._admission.submit(caller, place, asked, arrived, patience_s, synthetic)
+        self._admission.submit(caller, place, asked, arrived, patience_s, synthetic=False)
         return size
 
     async def _stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:

@@ -68,6 +68,7 @@ class Router:
         self.admission = Admission(self.dispatcher, self.recorder, settings.request_timeout_s)
         limits = Limits()
         self.front = Front(self.routes, self.admission, limits, settings.compat)
+        self.inner_front = Front(self.routes, self.admission, limits, settings.compat, probes=True)
         self.doors = Doors(settings, self.front, self.routes, self.admission, limits)
         self.public = self.doors.http
         self.peers = Peers(settings.peers)
@@ -103,6 +104,7 @@ class Router:
         """Route by `table` from the next request on."""
         self.routes.set_table(table, time.monotonic())
         self.front.table_changed()
+        self.inner_front.table_changed()
         self.links.set_table(table)
         _log.info("table version %d: %d endpoints", table.version, len(table.endpoints))
 
@@ -181,6 +183,7 @@ class Router:
         now = time.monotonic()
         self.pulse.beat(now)
         self.dispatcher.sweep(now)
+        self.routes.tick(now)
         self.recorder.tick(now)
         self.observers.tick(now)
         self._sweeps += 1

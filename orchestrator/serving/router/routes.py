@@ -9,10 +9,9 @@ from typing import Final
 from orchestrator.core.errors import IntegrityError
 from orchestrator.serving.dispatch.dispatcher import Dispatcher
 from orchestrator.serving.dispatch.lanes import Lane, attach
-from orchestrator.serving.dispatch.refusals import no_replica
 from orchestrator.serving.errors import RequestError
-from orchestrator.serving.protocol.signature import Signature
-from orchestrator.serving.router.chain import client_signature
+from orchestrator.serving.router.mirror import Mirror
+from orchestrator.serving.router.trial import Trial
 from orchestrator.serving.serve_settings import DEFAULTS, ServeSettings, read_serve_settings
 from orchestrator.serving.table import EMPTY, Endpoint, Generation, RoutingTable, Splitter
 
@@ -20,14 +19,19 @@ _log: Final = logging.getLogger(__name__)
 
 
 class EndpointRoute:
-    """One endpoint: its lanes by generation number, and the split."""
+    """One endpoint: its lanes by generation number, and the split.
 
-    __slots__ = ("lanes", "name", "splitter")
+    Attributes:
+        trial: Set while two generations are compared: then it chooses.
+    """
+
+    __slots__ = ("lanes", "name", "splitter", "trial")
 
     def __init__(self, name: str, lanes: dict[int, Lane], splitter: Splitter) -> None:
         self.name = name
         self.lanes = lanes
         self.splitter = splitter
+        self.trial: Trial | None = None
 
     def choose(self, generation: int | None) -> Lane:
         """Return the lane of the asked generation; without one, the next by weight.
@@ -67,19 +71,6 @@ Place = tuple[EndpointRoute, int | None]
 """An endpoint, and the generation that was asked for."""
 
 
-def signature_of(lane: Lane) -> Signature:
-    """Return what clients of the generation send and get.
-
-    Raises:
-        RequestError: 503 while no replica has said so.
-    """
-    if lane.chained:
-        return client_signature(lane)
-    if lane.signature is None:
-        raise no_replica(lane)
-    return lane.signature
-
-
 class Routes:
     """All endpoints under the current table."""
 
@@ -93,7 +84,10 @@ class Routes:
         old = self.endpoints
         self.endpoints = {}
         for name, endpoint in table.endpoints.items():
-            self.endpoints[name] = self._route(endpoint, old.get(name), table.version, now)
+            route = self.endpoints[name] = self._route(endpoint, old.get(name), table.version, now)
+            self._try(endpoint, route, old.get(name), table.version)
+        for name in old.keys() - self.endpoints.keys():
+            _stop_copying(old[name], None)
         models = [lane for route in self.endpoints.values() for lane in route.lanes.values()]
         kept = {id(lane) for model in models for lane in model.stages}
         for lane in self._dispatcher.lanes:
@@ -115,6 +109,30 @@ class Routes:
         if old is not None and old.splitter.weights == weights:
             return EndpointRoute(endpoint.name, lanes, old.splitter)
         return EndpointRoute(endpoint.name, lanes, Splitter(weights, f"{endpoint.name}:{version}"))
+
+    def _try(self, endpoint: Endpoint, route: EndpointRoute, old: EndpointRoute | None, version: int) -> None:
+        """Begin, change or end the comparison of two generations."""
+        split = endpoint.split
+        if split is not None:
+            canary, stable = route.lanes[split.canary], route.lanes[split.stable]
+            trial = Trial(endpoint.name, split, route.lanes, route.splitter)
+            mirror = old.trial.mirror if old is not None and old.trial is not None else None
+            if mirror is None or (mirror.canary, mirror.stable, mirror.percent) != (canary, stable, split.mirror):
+                seed = f"{endpoint.name}:{version}:mirror"
+                mirror = Mirror(self._dispatcher, canary, stable, trial.arm(split.canary, "mirror"), split.mirror, seed)
+            mirror.arm = trial.arm(split.canary, "mirror")
+            trial.mirror = mirror
+            for stage in canary.stages:
+                stage.tried = True
+            route.trial = trial
+        if old is not None:
+            _stop_copying(old, route.trial)
+
+    def tick(self, now: float) -> None:
+        """Send copies that may go; call this every 50 ms or so."""
+        for route in self.endpoints.values():
+            if route.trial is not None:
+                route.trial.mirror.tick(now)
 
     def _new_lane(self, name: str, generation: Generation, now: float) -> Lane:
         """Return the lane of a generation, with those of its stages.
@@ -183,6 +201,11 @@ def _same(old: Generation, new: Generation) -> bool:
     if old.builds or new.builds:
         return (old.bundle, old.builds) == (new.bundle, new.builds)
     return (old.build, old.device) == (new.build, new.device)
+
+
+def _stop_copying(old: EndpointRoute, trial: Trial | None) -> None:
+    if old.trial is not None and (trial is None or trial.mirror is not old.trial.mirror):
+        old.trial.mirror.close()
 
 
 def _settings(generation: Generation) -> ServeSettings:
