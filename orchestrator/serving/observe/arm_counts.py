@@ -1,0 +1,167 @@
+"""What has become of the requests of one arm, and of one generation over all its arms. Plain counters: they only grow."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from orchestrator.serving.link.wire import NONFINITE, SATURATED
+from orchestrator.serving.observe.arms import Arm
+from orchestrator.serving.observe.buckets import bucket_of
+
+SAMPLES_A_TICK: Final = 2
+"""Of each generation: 40 a second, with a tick every 50 ms."""
+
+Result = Literal["ok", "error", "refused", "rejected", "gone"]
+
+_ERROR: Final = 4
+_SEEN: Final = 8
+"""Beside NONFINITE, what has happened to a user: the server has failed a request."""
+
+
+def result_of(status: int, kind: str) -> Result:
+    """Return how a request has ended: `error` is the server's fault, `refused` the load's, `rejected` the client's."""
+    if status == 200:
+        return "ok"
+    if status == 499:
+        return "gone"
+    if status == 429 or kind in ("loading", "overload"):
+        return "refused"
+    return "error" if status >= 500 else "rejected"
+
+
+class Users:
+    """Distinct clients, each counted once for each thing that has happened to it.
+
+    Args:
+        most: So many are told apart; then no new one is counted, and `capped` is set.
+    """
+
+    __slots__ = ("_most", "_seen", "capped", "count", "error", "nonfinite", "requests")
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._seen: dict[int, int] = {}
+        self.count = self.error = self.nonfinite = self.requests = 0
+        self.capped = False
+
+    def __len__(self) -> int:
+        """Return how many are held in memory."""
+        return len(self._seen)
+
+    def saw(self, user: int, *, error: bool, nonfinite: bool) -> None:
+        """Count a request of a client."""
+        self.requests += 1
+        bits = _SEEN | _ERROR * error | NONFINITE * nonfinite
+        old = self._seen.get(user)
+        if old is None:
+            if len(self._seen) >= self._most or self.capped:
+                self.capped = True
+                return
+            self.count += 1
+            old = 0
+        if bits & ~old:
+            self._seen[user] = old | bits
+            self.error += error and not old & _ERROR
+            self.nonfinite += nonfinite and not old & NONFINITE
+
+    def let_go(self) -> None:
+        """Forget who they were, for their memory; the counts stay, and end."""
+        self.capped = True
+        self._seen = {}
+
+
+class GenerationCounts:
+    """One generation, whatever the arm.
+
+    Attributes:
+        failures_in_row: Server's faults since the last good answer.
+        classes: Of sampled answers, by the class with the highest score.
+        samples_left: Answers that may be sampled until the next tick.
+    """
+
+    __slots__ = ("classes", "failures_in_row", "samples_left")
+
+    def __init__(self) -> None:
+        self.failures_in_row = 0
+        self.samples_left = SAMPLES_A_TICK
+        self.classes: dict[int, int] = {}
+
+
+class ArmCounts:
+    """One arm.
+
+    Attributes:
+        results: Requests by how they have ended.
+        errors: Those that the server has failed, by kind.
+        compute: Rows of a batch -> bucket of its device time -> batches.
+        total: Bucket of the time from arrival to answer -> good answers.
+        seen: Requests of users at the last look of who keeps the memory small.
+    """
+
+    __slots__ = (
+        "_last", "arm", "compute", "errors", "fell_back", "nonfinite", "own", "results", "saturated", "seen", "total", "users",
+    )  # fmt: skip
+
+    def __init__(self, arm: Arm, own: GenerationCounts, most_users: int) -> None:
+        self.arm = arm
+        self.own = own
+        self.results: dict[Result, int] = dict.fromkeys(("ok", "error", "refused", "rejected", "gone"), 0)
+        self.errors: dict[str, int] = {}
+        self.fell_back = self.nonfinite = self.saturated = self.seen = 0
+        self.compute: dict[int, dict[int, int]] = {}
+        self.total: dict[int, int] = {}
+        self.users = Users(most_users)
+        self._last: tuple[str, int, int] = ("", 0, 0)
+
+    def answered(self, ran: tuple[str, int, int], total_s: float) -> None:
+        """Count a good answer, and the batch that gave it: requests of one batch share its time, and are no samples of their own."""
+        self.results["ok"] += 1
+        self.own.failures_in_row = 0
+        bucket = bucket_of(total_s * 1e6)
+        self.total[bucket] = self.total.get(bucket, 0) + 1
+        if ran != self._last or ran[1] <= 1:
+            self._last = ran
+            _, rows, compute_us = ran
+            bucket = bucket_of(compute_us)
+            times = self.compute.get(rows)
+            if times is None:
+                times = self.compute[rows] = {}
+            times[bucket] = times.get(bucket, 0) + 1
+
+    def failed(self, status: int, kind: str) -> Result:
+        """Count a request that has no good answer."""
+        result = result_of(status, kind)
+        self.results[result] += 1
+        if result == "error":
+            self.errors[kind] = self.errors.get(kind, 0) + 1
+            self.own.failures_in_row += 1
+        return result
+
+    def flagged(self, flags: int) -> None:
+        """Count a request whose outputs are not sound."""
+        if flags & NONFINITE:
+            self.nonfinite += 1
+        if flags & SATURATED:
+            self.saturated += 1
+
+    def to_json(self) -> dict[str, object]:
+        """Return the form that `RouterAdmin.evidence` describes."""
+        _, generation, traffic, weight = self.arm
+        results = self.results
+        found: dict[str, object] = {"generation": generation, "traffic": traffic, "weight": weight}
+        found |= {
+            "requests": results["ok"] + results["error"],
+            "errors": dict(self.errors),
+            "fell_back": self.fell_back,
+        }
+        found |= {"refused": results["refused"], "rejected": results["rejected"], "gone": results["gone"]}
+        found |= {"nonfinite": self.nonfinite, "saturated": self.saturated}
+        found["compute"] = {str(rows): _texts(times) for rows, times in self.compute.items()}
+        found["total"] = _texts(self.total)
+        users = self.users
+        found |= {"users": users.count, "users_error": users.error, "users_nonfinite": users.nonfinite}
+        return found | {"capped": users.capped}
+
+
+def _texts(counts: dict[int, int]) -> dict[str, int]:
+    return {str(key): count for key, count in counts.items()}
