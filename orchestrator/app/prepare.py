@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from orchestrator.app.known import KnownState
 from orchestrator.app.sources import data_identities, source_digests, source_identity
 from orchestrator.app.toolchain import toolchain_identities
 from orchestrator.app.wiring import Workplace
 from orchestrator.core.digests import sha256_json
-from orchestrator.environment import check_against
+from orchestrator.environment import Environment, check_against
 from orchestrator.ledger import Ledger
 from orchestrator.plan.drafts import make_drafts
 from orchestrator.plan.model import Draft, Plan
 from orchestrator.plan.planner import make_plan
-from orchestrator.recipe import LoadedRecipe, load_recipe
+from orchestrator.recipe import LoadedRecipe, Recipe, load_recipe
+from orchestrator.rollout.strategy import resolve
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,11 @@ class Prepared:
         )
 
 
+def _strategy(recipe: Recipe, environment: Environment) -> dict[str, Any] | None:
+    pool = environment.pools.get(recipe.rollout.pool) if recipe.rollout is not None else None
+    return resolve(recipe.rollout, pool.rollout).to_json() if pool is not None else None
+
+
 def prepare(workplace: Workplace, recipe_path: Path, set_: Sequence[str] = ()) -> Prepared:
     """Read, check and lay out a recipe.
 
@@ -59,7 +66,7 @@ def prepare(workplace: Workplace, recipe_path: Path, set_: Sequence[str] = ()) -
     data = data_identities(recipe, loaded.folder)
     origin = source_identity(recipe, loaded.folder)
     sources, tools = source_digests(recipe, loaded.folder), toolchain_identities(environment.tools)
-    drafts = make_drafts(recipe, environment, sources, data, origin, tools)
+    drafts = make_drafts(recipe, environment, sources, data, origin, tools, _strategy(recipe, environment))
     return Prepared(
         workplace,
         loaded,

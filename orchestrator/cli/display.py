@@ -51,6 +51,12 @@ def plan_lines(plan: Plan) -> list[str]:
     """Return the plan as aligned text."""
     width = max((len(step.name) for step in plan.steps), default=4)
     lines = [redact_text(f"  {step.name:<{width}}  {step.action:<6}  {step.reason}") for step in plan.steps]
+    deploy = next((step for step in plan.steps if step.draft.kind == "deploy" and not step.is_done), None)
+    if deploy is not None and deploy.draft.spec.get("strategy", {}).get("steps"):
+        from orchestrator.rollout.strategy import Strategy
+        from orchestrator.rollout.strategy_text import strategy_text
+
+        lines.append(f"  rollout: {strategy_text(Strategy.from_json(deploy.draft.spec['strategy']))}")
     if any(step.action is Action.RUN_LATER for step in plan.steps):
         lines.append("  (RUN*: runs, unless its inputs turn out to be what an earlier result was made from)")
     return lines

@@ -20,6 +20,7 @@ DEFAULT_MARGINS: Final = {
     "parity": 0.005,
     "nonfinite": 0.001,
     "saturated": 0.001,
+    "drift": 0.25,
 }
 """What a metric's margin is where the recipe gives none; a test holds it equal to `rollout/evidence`."""
 

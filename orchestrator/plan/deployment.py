@@ -17,7 +17,9 @@ from orchestrator.recipe.rollout import Rollout
 _PLACE = "rollout.pool"
 
 
-def draft_deploy(recipe: Recipe, environment: Environment, tools: Mapping[str, str]) -> Draft:
+def draft_deploy(
+    recipe: Recipe, environment: Environment, tools: Mapping[str, str], strategy: Mapping[str, Any] | None = None
+) -> Draft:
     """Return the deploy of a recipe that has a `rollout`.
 
     Inputs: `bundle`, `variant` for the pool's first SoC, `variant-<SoC>` for each further one. A pool of real devices takes
@@ -28,6 +30,7 @@ def draft_deploy(recipe: Recipe, environment: Environment, tools: Mapping[str, s
         recipe: The resolved recipe.
         environment: Where it runs.
         tools: Format -> identity of the compiler for it on the site.
+        strategy: How it takes over from what is live; `spec.strategy`, which no fingerprint covers.
 
     Raises:
         PlanError: No such pool, no target for one of its SoCs, or no compiler for a target of a real pool.
@@ -36,6 +39,8 @@ def draft_deploy(recipe: Recipe, environment: Environment, tools: Mapping[str, s
     assert rollout is not None
     pool = _pool(rollout, environment)
     spec: dict[str, Any] = {"endpoint": rollout.endpoint, "pool": rollout.pool}
+    if strategy:
+        spec["strategy"] = dict(strategy)
     inputs = [Input("bundle", "bundle", "bundle")]
     found = {soc: _target(recipe, rollout, pool, soc) for soc in pool.socs}
     if not pool.rehearsal:

@@ -27,6 +27,7 @@ def make_drafts(
     data: Mapping[str, str],
     origin: Mapping[str, str] | None = None,
     tools: Mapping[str, str] | None = None,
+    strategy: Mapping[str, Any] | None = None,
 ) -> list[Draft]:
     """Return the recipe's steps.
 
@@ -37,11 +38,12 @@ def make_drafts(
         data: Identity of each dataset that the recipe declares.
         origin: Identity of what the recipe's `source:` names.
         tools: Format -> identity of the compiler for it on the site; empty or absent where there is none.
+        strategy: How the deploy takes over from what is live, resolved against the pool's demands.
 
     Raises:
         PlanError: A part that another part needs is absent.
     """
-    return _Drafts(recipe, environment, sources, data, origin or {}, tools or {}).all()
+    return _Drafts(recipe, environment, sources, data, origin or {}, tools or {}, strategy or {}).all()
 
 
 class _Drafts:
@@ -53,6 +55,7 @@ class _Drafts:
         data: Mapping[str, str],
         origin: Mapping[str, str],
         tools: Mapping[str, str],
+        strategy: Mapping[str, Any],
     ) -> None:
         self._recipe = recipe
         self._environment = environment
@@ -60,6 +63,7 @@ class _Drafts:
         self._data = data
         self._origin = origin
         self._tools = tools
+        self._strategy = strategy
         self._cann = {"cann": tools.get("om", "")}  # its operator tables beat the shipped ones
         self._site = train_site(environment)
         self._own = tuple(step.name for step in recipe.steps)
@@ -85,7 +89,7 @@ class _Drafts:
             drafts.append(self._parity())
         drafts.append(self._register())
         if recipe.rollout is not None:
-            drafts.append(draft_deploy(recipe, self._environment, self._tools))
+            drafts.append(draft_deploy(recipe, self._environment, self._tools, self._strategy))
         return drafts
 
     def _custom(self, index: int) -> Draft:

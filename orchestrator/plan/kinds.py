@@ -90,5 +90,5 @@ KINDS: Final[dict[str, Kind]] = {
         about="prove on the same real samples: torch, ONNX, twin and variant compute the same",
     ),
     "register": Kind("", (), place="engine", about="register the checkpoint and the ONNX model in MLflow"),
-    "deploy": Kind("", (), place="engine", judged=("parity",), about="roll the bundle out to its pool"),
+    "deploy": Kind("", (), place="engine", judged=("parity", "strategy"), about="roll the bundle out to its pool"),
 }

@@ -75,7 +75,8 @@ class Metric(Model):
     margin: Margin | None = Field(
         None,
         description="How much worse than stable the canary may be, as a share of requests; promotion needs the upper bound "
-        "of the difference below it. Absent: 0.01 error_rate and users, 0.05 latency, 0.005 parity, 0.001 nonfinite and saturated.",
+        "of the difference below it. Absent: 0.01 error_rate and users, 0.05 latency (at most 1 - q for a quantile q), 0.005 "
+        "parity, 0.001 nonfinite and saturated; drift only warns, above an index of 0.25.",
     )
     min_samples: Samples | None = Field(
         None, description="Requests of the canary before it is judged good; the analysis' own when absent."
@@ -138,8 +139,6 @@ class Metric(Model):
                 raise wrong(f"`{key}` is for {' and '.join(names)}, not for {self.name}")
         if self.quantiles is not None and len(set(self.quantiles)) != len(self.quantiles):
             raise wrong(f"quantiles repeat: {list(self.quantiles)}")
-        if self.name == "drift" and "margin" in given:
-            raise wrong("drift only warns; it has no `margin`")
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
