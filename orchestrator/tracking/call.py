@@ -96,6 +96,7 @@ class Call:
         self.memory = memory
         self.snapshot = snapshot
         self.refused: list[str] = []
+        self.later: list[str] = []  # what waits for another projection: call again
         self.urls: dict[str, str] = {}
         self.run_ids: dict[str, str] = {}
         self.model_ids: dict[str, str] = {}

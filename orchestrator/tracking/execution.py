@@ -28,7 +28,7 @@ _DEPLOYING: Final = {"deploy", "rollback"}
 def mirror(call: Call) -> None:
     """Bring MLflow to the snapshot: figures and edges first, large files later, notes and the end last."""
     snapshot, lineage = call.snapshot, Lineage.of(call.snapshot)
-    call.experiment_id = _ensure_experiment(call)
+    call.experiment_id = ensure_experiment(call)
     call.urls["experiment"] = experiment_page(call.experiment_id)
     run = ensure_run(
         call, f"exec:{snapshot.id}", f"exec {snapshot.id}", {"orch.kind": "execution"}, snapshot.started_at_ms
@@ -46,17 +46,18 @@ def mirror(call: Call) -> None:
     for step, record in shown:
         with call.keeping(record):
             _register(call, lineage, step, record)
-            _put_note(call, record, step_note(call, lineage, step))
+            put_note(call, record, step_note(call, lineage, step))
     _notes(call, lineage)
     with call.keeping(run):
         put_headlines(call, run)
-        _put_note(call, run, execution_note(call, lineage))
+        put_note(call, run, execution_note(call, lineage))
         _files(call, run)
         put_status(call, run, snapshot.state, snapshot.ended_at_ms)
     call.remove_doubles()
 
 
-def _ensure_experiment(call: Call) -> str:
+def ensure_experiment(call: Call) -> str:
+    """Return the id of the recipe's experiment."""
     name = f"orchestrate/{call.snapshot.recipe}"
     tags = {"orch.recipe": call.snapshot.recipe, "mlflow.experimentKind": "custom_model_development"}
     root = call.session.artifact_root
@@ -115,9 +116,15 @@ def _register(call: Call, lineage: Lineage, step: StepSnapshot, run: Record) -> 
         maker = lineage.makers.get(digest)
         version = ensure_version(call, ref, model, call.run_ids.get(maker.name) if maker else None)
         if step.kind == "register":
-            mark_candidate(call, ref, version, run, at_ms)
+            mark_candidate(call, ref, version, run, at_ms, _bundle(lineage, step))
         elif step.deployment is not None:
             mark_live(call, ref, version, run, step.deployment, at_ms)
+
+
+def _bundle(lineage: Lineage, step: StepSnapshot) -> str:
+    """Return the digest that clients see of the bundle that a step took; empty where the step that made it is not known."""
+    facts = (lineage.refs[ref.digest].facts for ref in step.inputs if ref.kind == "bundle")
+    return next((str(found["bundle"]) for found in facts if found.get("bundle")), "")
 
 
 def _notes(call: Call, lineage: Lineage) -> None:
@@ -129,7 +136,8 @@ def _notes(call: Call, lineage: Lineage) -> None:
             put_model_tags(call, record, {NOTE: redact_text(model_note(call, lineage, digest))}, "note")
 
 
-def _put_note(call: Call, run: Record, text: str) -> None:
+def put_note(call: Call, run: Record, text: str) -> None:
+    """Set the note of a run's page; what is too long goes to a file."""
     fitted = fit_note(text)
     put_pairs(call, run, fitted.values, "note")
     for path, whole in fitted.files.items():

@@ -7,13 +7,17 @@ is searched for before a create and adopted after a failed one. MLflow's absence
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from orchestrator.core.errors import TrackingError, Unreachable
+from orchestrator.tracking.aliases import mirror_aliases
 from orchestrator.tracking.call import Call, Memory
 from orchestrator.tracking.client import Gone, Session, session_for
 from orchestrator.tracking.execution import mirror
+from orchestrator.tracking.rollout_snapshot import AliasSnapshot, RolloutSnapshot
+from orchestrator.tracking.rollouts import as_execution, mirror_rollout
 from orchestrator.tracking.snapshot import ExecutionSnapshot, ProjectionMapping, ProjectionReport
 from orchestrator.tracking.steps import step_key
 
@@ -42,8 +46,66 @@ def project(
     Returns:
         What was reached. `pending` says what is left when MLflow is away or slow: call again later.
     """
+    return reach(snapshot, mirror, mapping, uri=uri, artifact_root=artifact_root, budget_s=budget_s, force=force)
+
+
+def project_rollout(
+    move: RolloutSnapshot,
+    mapping: ProjectionMapping,
+    *,
+    uri: str,
+    artifact_root: Path | None = None,
+    budget_s: float = BUDGET_S,
+    force: bool = False,
+) -> ProjectionReport:
+    """Like `project`, for one move of an endpoint; its models must have been mirrored with their execution before."""
+    frame = as_execution(move.recipe, move.actor, move.started_at_ms, move.execution)
+    return reach(
+        frame,
+        lambda call: mirror_rollout(call, move),
+        mapping,
+        uri=uri,
+        artifact_root=artifact_root,
+        budget_s=budget_s,
+        force=force,
+    )
+
+
+def project_aliases(
+    shown: AliasSnapshot,
+    mapping: ProjectionMapping,
+    *,
+    uri: str,
+    artifact_root: Path | None = None,
+    budget_s: float = BUDGET_S,
+    force: bool = False,
+) -> ProjectionReport:
+    """Like `project`, for the aliases of an endpoint's models."""
+    frame = as_execution(shown.endpoint, shown.actor, shown.at_ms)
+    return reach(
+        frame,
+        lambda call: mirror_aliases(call, shown),
+        mapping,
+        uri=uri,
+        artifact_root=artifact_root,
+        budget_s=budget_s,
+        force=force,
+    )
+
+
+def reach(
+    frame: ExecutionSnapshot,
+    work: Callable[[Call], None],
+    mapping: ProjectionMapping,
+    *,
+    uri: str,
+    artifact_root: Path | None,
+    budget_s: float,
+    force: bool,
+) -> ProjectionReport:
+    """Do `work` with MLflow within a budget, and report what was reached; see `project`."""
     started = time.monotonic()
-    session = session_for(uri, _root(uri, artifact_root))
+    session = session_for(uri, artifacts_at(uri, artifact_root))
     if not session.lock.acquire(timeout=budget_s):
         return ProjectionReport(False, ("another thread of this process is talking to MLflow",))
     try:
@@ -51,7 +113,7 @@ def project(
         if wait_s and not force:
             return ProjectionReport(False, (f"MLflow did not answer; next attempt in {wait_s:.0f} s",))
         session.begin(max(0.0, started + budget_s - time.monotonic()))
-        return _attempt(session, Memory(mapping, uri), snapshot, started)
+        return _attempt(session, Memory(mapping, uri), frame, work, started)
     finally:
         session.lock.release()
 
@@ -61,16 +123,18 @@ def metrics_sent(mapping: ProjectionMapping, uri: str, execution: str, step: str
     return int(Memory(mapping, uri).record(step_key(execution, step)).sent.get("points", 0))
 
 
-def _attempt(session: Session, memory: Memory, snapshot: ExecutionSnapshot, started: float) -> ProjectionReport:
-    call = Call(session, memory, snapshot)
+def _attempt(
+    session: Session, memory: Memory, frame: ExecutionSnapshot, work: Callable[[Call], None], started: float
+) -> ProjectionReport:
+    call = Call(session, memory, frame)
     pending: tuple[str, ...] = ()
     try:
         try:
-            mirror(call)
+            work(call)
         except Gone:
             memory.new_epoch()  # wiped, restored or deleted by hand: look everything up again
-            call = Call(session, memory, snapshot)
-            mirror(call)
+            call = Call(session, memory, frame)
+            work(call)
         session.succeeded()
     except Unreachable as error:
         session.failed()
@@ -78,7 +142,7 @@ def _attempt(session: Session, memory: Memory, snapshot: ExecutionSnapshot, star
     except TrackingError as error:
         session.succeeded()
         call.refused.append(error.message)
-    return _report(call, pending, started)
+    return _report(call, (*pending, *dict.fromkeys(call.later)), started)
 
 
 def _report(call: Call, pending: tuple[str, ...], started: float) -> ProjectionReport:
@@ -95,7 +159,8 @@ def _report(call: Call, pending: tuple[str, ...], started: float) -> ProjectionR
     )
 
 
-def _root(uri: str, artifact_root: Path | None) -> Path | None:
+def artifacts_at(uri: str, artifact_root: Path | None) -> Path | None:
+    """Return where model files go; beside the database where nothing else is said, None for a server."""
     if artifact_root is not None or not uri.startswith("sqlite:///"):
         return artifact_root
     return Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts"

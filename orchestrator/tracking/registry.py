@@ -23,7 +23,7 @@ CANDIDATE: Final = "candidate"
 LIVE: Final = "live"
 PREVIOUS: Final = "previous"
 _CANDIDATE_AT: Final = "orch.candidate_at_ms"
-_LIVE_AT: Final = "orch.live_at_ms"
+LIVE_AT: Final = "orch.live_at_ms"
 
 
 def registered_name(recipe: str, kind: str) -> str:
@@ -72,9 +72,13 @@ def _ensure_registered(call: Call, name: str) -> None:
     call.memory.save(record)
 
 
-def mark_candidate(call: Call, ref: ArtifactRef, version: Record, run: Record, at_ms: int) -> None:
-    """Let `candidate` point at this version, unless a later registration has it; `run` remembers that it was done."""
+def mark_candidate(call: Call, ref: ArtifactRef, version: Record, run: Record, at_ms: int, bundle: str = "") -> None:
+    """Let `candidate` point at this version, unless a later registration has it; `run` remembers that it was done.
+
+    `bundle` is the digest of the release that it is in: `orchestrate promote` finds it by that tag.
+    """
     name = registered_name(call.snapshot.recipe, ref.kind)
+    _put_version_tags(call, name, version, run, {"orch.bundle": bundle})
 
     def send() -> None:
         shown = _shown(call, name)
@@ -97,13 +101,13 @@ def mark_live(call: Call, ref: ArtifactRef, version: Record, run: Record, deploy
     def send() -> None:
         shown = _shown(call, name)
         newer = int(shown.tags.get(generation_tag, 0)) >= deployment.generation
-        if newer or at_ms < int(shown.tags.get(_LIVE_AT, 0)):
+        if newer or at_ms < int(shown.tags.get(LIVE_AT, 0)):
             return
         before = shown.aliases.get(LIVE)
         if before is not None and str(before) != version.id:
             _point(call, name, PREVIOUS, str(before))
         _point(call, name, LIVE, version.id)
-        _tag(call, name, {_LIVE_AT: str(at_ms), generation_tag: str(deployment.generation)})
+        _tag(call, name, {LIVE_AT: str(at_ms), generation_tag: str(deployment.generation)})
 
     tags = {
         generation_tag: str(deployment.generation),
