@@ -51,14 +51,20 @@ def check(document: Document, model: type[M], notes: Mapping[Loc, str]) -> tuple
 
 
 def _without_echoes(details: list[ErrorDetails], model: type[BaseModel]) -> list[ErrorDetails]:
-    """Drop `x is required` where the same mapping has a misspelt `x`: one mistake, one message."""
+    """Drop what follows from another mistake: one mistake, one message.
+
+    `x is required` where the same mapping has a misspelt `x`; `needs an entry` where entries are there, but wrong.
+    """
+    locs = [detail["loc"] for detail in details]
+    below = {loc[:size] for loc in locs for size in range(len(loc))}
     echoes = {
         (*detail["loc"][:-1], near)
         for detail in details
         if detail["type"] == "extra_forbidden"
         and (near := nearest(str(detail["loc"][-1]), _fields_at(model, detail["loc"][:-1])))
     }
-    return [detail for detail in details if detail["type"] != "missing" or detail["loc"] not in echoes]
+    found = [detail for detail in details if detail["type"] != "missing" or detail["loc"] not in echoes]
+    return [detail for detail in found if detail["type"] != "too_short" or detail["loc"] not in below]
 
 
 def _problem(document: Document, model: type[BaseModel], detail: ErrorDetails, notes: Mapping[Loc, str]) -> Problem:

@@ -7,6 +7,7 @@ import logging
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Final, cast
 
 from orchestrator.serving.agent.device_figures import Received, read_figures
@@ -181,4 +182,7 @@ class LinkConnection(asyncio.Protocol):
         assert self.agent is not None
         hello = self.agent.to_json()
         del hello["role"]
-        return {**hello, "version": self.agent_version, "replicas": [report.to_json() for report in self.reports]}
+        fresh = self.figures is not None and self.figures.fresh
+        figures = {"figures": asdict(self.figures.figures)} if self.figures is not None and fresh else {}
+        reports = [report.to_json() for report in self.reports]
+        return {**hello, "version": self.agent_version, "replicas": reports, **figures}
