@@ -220,11 +220,29 @@ def test_other_inputs_than_stables_are_the_canarys_fault() -> None:
 
 def test_what_the_client_did_wrong_is_not_tried_again() -> None:
     one = world(100)
-    one.modes[2] = "rejected"
-    assert [person.status for person in one.crowd(5)] == [400] * 5
-    assert one.watcher.count() == {(2, "weighted"): 5}
     assert one.person(width=3).status == 400
-    assert not any(row[5] for row in one.watcher.rows)
+    assert [row[3:] for row in one.watcher.rows] == [(400, "invalid", False)]
+    assert one.replies == []
+
+
+def test_an_input_that_the_canary_alone_rejects_is_its_failure() -> None:
+    one = world(100)
+    one.modes[2] = "rejected"
+    assert generations(one.crowd(5)) == {1: 5}
+    assert Counter(row for row in one.watcher.rows if row[0] == 2) == {
+        (2, "weighted", 100, 500, "wrongly_rejected", True): 5
+    }
+    assert one.watcher.count()[1, "fallback"] == 5
+
+
+def test_an_input_that_both_reject_is_the_clients_mistake() -> None:
+    one = world(100)
+    one.modes = {1: "rejected", 2: "rejected"}
+    assert [person.status for person in one.crowd(5)] == [400] * 5
+    assert Counter(row[3:] for row in one.watcher.rows if row[0] == 2) == {(400, "rejected", False): 5}
+    assert one.person(version=2).status == 0
+    one.wait(0.1)
+    assert one.watcher.rows[-1] == (2, "version", 100, 400, "rejected", False)
 
 
 def test_versions_and_probes_never_fall_back() -> None:
@@ -296,7 +314,7 @@ def test_whatever_happens_to_the_canary_users_get_answers(data: Any) -> None:
             weight = data.draw(st.sampled_from([0, 10, 50, 100]))
             one.put({1: 100 - weight, 2: weight}, {"sticky": "x-user", "mirror": data.draw(st.sampled_from([0, 50]))})
         elif step in "es":
-            one.modes[2] = "execution" if step == "e" else "ok"
+            one.modes[2] = data.draw(st.sampled_from(["execution", "rejected"])) if step == "e" else "ok"
         elif step == "l" and not canary.draining:
             one.dispatcher.lost(canary, one.now)
         elif step == "r" and canary.draining:

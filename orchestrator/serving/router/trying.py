@@ -82,14 +82,15 @@ class Trying:
 
     def _refuse(self, request: Request, route: EndpointRoute, error: RequestError) -> None:
         """Write down, and tell unless another generation goes on, that a request was not taken."""
-        self._admission.refuse(request.caller, (route, None), request.lane, error, request.arrived, request.synthetic)
-        self._dispatcher.tell(request, error.status, error.kind, self._dispatcher.clock() - request.arrived, None)
+        place, lane = (route, None), request.lane
+        self._admission.refuse(request.caller, place, lane, error, request.arrived, request.synthetic, request.arm)
+        self._judge(request, error.status, error.kind)
 
     # --- the canary ---
 
     def _attempt(self, client: Client, route: EndpointRoute, trial: Trial, dealt: Dealt, asked: Asked) -> None:
         lane = trial.canary
-        attempt = Attempt(client, lambda: self._fall_back(client, route, trial, asked))
+        attempt = Attempt(client, lambda caller: self._fall_back(caller, route, trial, asked), self._judge)
         request = attempt.request = _request(attempt, lane, dealt.arm, dealt.user, asked)
         request.leave_at = asked.arrived + (asked.deadline - asked.arrived) * _SHARE
         try:
@@ -101,13 +102,16 @@ class Trying:
         except RequestError as error:
             self._refuse(request, route, _blame(error, request, trial.stable, asked.infer))
 
-    def _fall_back(self, client: Client, route: EndpointRoute, trial: Trial, asked: Asked) -> bool:
+    def _judge(self, request: Request, status: int, kind: str) -> None:
+        self._dispatcher.tell(request, status, kind, self._dispatcher.clock() - request.arrived, None)
+
+    def _fall_back(self, caller: Caller, route: EndpointRoute, trial: Trial, asked: Asked) -> bool:
         """Hand a request that the canary has failed to stable; false where it is too late, or stable is gone."""
         lane, now = trial.stable, self._dispatcher.clock()
         if now >= asked.deadline or (lane.retired and all(replica.draining for replica in lane.replicas)):
             return False
         arm = trial.arm(lane.generation.generation, "fallback")
-        self._submit(client, route, lane, arm, -1, asked._replace(arrived=now))
+        self._submit(caller, route, lane, arm, -1, asked._replace(arrived=now))
         return True
 
 
