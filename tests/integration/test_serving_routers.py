@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from orchestrator.core.errors import Conflict
+from orchestrator.core.errors import Conflict, ServingError
 from orchestrator.serving.admin import RouterAdmin
 from orchestrator.serving.table import RoutingTable
 from tests.support.serving_site import Load, ServingSite, generation, scale_bundle
@@ -128,6 +128,52 @@ def test_a_lazy_model_is_loaded_and_unloaded_at_every_router(site: ServingSite, 
             assert bool(site.replica_pids("seldom")) == (verb == "load")
 
 
+def _evidence(site: ServingSite) -> dict[int, dict[str, Any]]:
+    return {row["router"]: row for row in site.admin.evidence("double")["routers"]}
+
+
+def _requests(evidence: dict[str, Any], traffic: str) -> dict[int, int]:
+    found: dict[int, int] = {}
+    for row in evidence["arms"]:
+        if row["traffic"] == traffic:
+            found[row["generation"]] = found.get(row["generation"], 0) + row["requests"]
+    return found
+
+
+def test_evidence_is_told_router_by_router(site: ServingSite, folder: Path) -> None:
+    before = generation(1, scale_bundle(folder / "stable", 2.0), weight=50)
+    site.serve("double", before, generation(7, scale_bundle(folder / "canary", 2.0), weight=50, state="staged"))
+    table = site.admin.table().to_json()
+    table["endpoints"]["double"]["split"] = {"stable": 1, "canary": 7, "mirror": 100}  # type: ignore[index]
+    site.version = site.admin.put_table({**table, "version": site.version + 1})
+    for number in (0, 1):
+        connection = _connection_to(site, number)
+        seen = _requests(_evidence(site)[number], "weighted")
+        assert [_ask(connection) for _ in range(60)] == [200] * 60
+        row = _evidence(site)[number]
+        found = {g: count - seen.get(g, 0) for g, count in _requests(row, "weighted").items()}
+        assert sum(found.values()) == 60
+        assert row["failures_in_row"] == {"1": 0, "7": 0}
+        assert row["version"] == site.version
+        body = BODY.replace("1, 1, 1, 1", "1, 1, 1, 3e38")
+        connection.request("POST", "/v2/models/double/versions/7/infer", body, {"content-type": "application/json"})
+        assert connection.getresponse().status == 500, "JSON carries no infinity"
+        connection.close()
+        (bad,) = [arm for arm in _evidence(site)[number]["arms"] if arm["traffic"] == "version"]
+        assert (bad["requests"], bad["errors"], bad["nonfinite"], bad["weight"]) == (1, {"non_finite": 1}, 1, 50)
+        ServingSite.wait(lambda n=number: (_evidence(site)[n]["pairs"] or {"n": 0})["n"] > 0, 20, "pairs")
+        pairs = _evidence(site)[number]["pairs"]
+        assert pairs["agree"] == pairs["n"] == pairs["top1"]
+        assert pairs["max_abs"] == 0
+    assert len({row["boot"] for row in _evidence(site).values()}) == 2
+    assert 'orchestrate_canary_odd_outputs_total{router="1",endpoint="double",generation="7"' in site.admin.metrics()
+    assert {"weighted", "mirror", "version"} <= {
+        event["traffic"] for event in site.admin.events(limit=10_000)["events"]
+    }
+    with pytest.raises(ServingError, match="no endpoint 'other'"):
+        site.admin.evidence("other")
+
+
 def _whole(site: ServingSite) -> bool:
     replicas = site.admin.status()["replicas"]
     return len(replicas) > 0 and all(row["routers"] == [0, 1] for row in replicas)
@@ -136,6 +182,7 @@ def _whole(site: ServingSite) -> bool:
 @pytest.mark.parametrize("victim", [1, 0])
 def test_either_router_may_be_killed(site: ServingSite, victim: int) -> None:
     other = _connection_to(site, 1 - victim)
+    told = _evidence(site)
     pid = _pids(site)[victim]
     os.kill(pid, signal.SIGKILL)
     began = time.monotonic()
@@ -156,5 +203,9 @@ def test_either_router_may_be_killed(site: ServingSite, victim: int) -> None:
     again = _connection_to(site, victim)
     assert _ask(again) == 200
     assert _ask(other) == 200
+    after = _evidence(site)
+    assert after[1 - victim]["boot"] == told[1 - victim]["boot"]
+    assert after[victim]["boot"] != told[victim]["boot"], "counts that begin anew can be told from those that go on"
+    assert not _requests(after[victim], "version")
     again.close()
     other.close()

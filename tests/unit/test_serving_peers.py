@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from orchestrator.serving.router.peers import Peers, merge_events, merge_metrics, merge_status
+from orchestrator.serving.router.peers import Peers, merge_events, merge_evidence, merge_metrics, merge_status
 
 
 def _status(number: int, ready: int, in_flight: int, endpoint: str = "a") -> dict[str, Any]:
@@ -42,6 +42,13 @@ def test_events_go_on_where_each_router_stood() -> None:
     found = merge_events(own, {2: orjson.dumps(other)}, [5, 6, 7])
     assert [(event["t"], event["router"]) for event in found["events"]] == [(1.0, 2), (2.0, 0), (3.0, 2)]
     assert (found["last"], found["lost"]) == ("9.6.4", 1), "a router that is away keeps its place"
+
+
+def test_evidence_is_never_summed() -> None:
+    rows: list[dict[str, Any]] = [{"router": number, "boot": f"b{number}", "arms": []} for number in range(3)]
+    others = {number: orjson.dumps({"routers": [rows[number]]}) for number in (1, 2)}
+    assert merge_evidence({"routers": rows[:1]}, others) == {"routers": rows}
+    assert merge_evidence({"routers": rows[:1]}, {2: others[2]}) == {"routers": [rows[0], rows[2]]}
 
 
 def test_a_family_of_metrics_comes_once() -> None:

@@ -77,6 +77,7 @@ class Ending:
             synthetic=request.synthetic,
             caller=request.caller,
             stage=lane.stage,
+            arm=request.arm,
         )
 
     def _fail(self, request: Request, error: RequestError, now: float, replica: str = "") -> None:

@@ -82,7 +82,22 @@ class AccessLog:
         return self._errors <= _ERRORS_A_SECOND
 
     def _line(self, row: Ended, caller: Caller | None) -> dict[str, object]:
-        t, endpoint, number, stage, status, error, generation, replica, batch, queue_s, compute_us, total_s, probe = row
+        (
+            t,
+            endpoint,
+            number,
+            stage,
+            status,
+            error,
+            generation,
+            replica,
+            batch,
+            queue_s,
+            compute_us,
+            total_s,
+            probe,
+            arm,
+        ) = row
         line: dict[str, object] = {
             "time": datetime.datetime.fromtimestamp(t, datetime.UTC).isoformat(timespec="milliseconds"),
             "endpoint": endpoint,
@@ -99,6 +114,8 @@ class AccessLog:
         }
         if probe:
             line["probe"] = True
+        if arm is not None:
+            line["traffic"] = arm.traffic
         if caller is not None:
             origin = origin_of(caller)
             line |= {"protocol": origin.protocol, "method": origin.method, "path": origin.path}

@@ -8,13 +8,14 @@ from itertools import islice
 from typing import Final, NamedTuple
 
 from orchestrator.core.ids import new_token
+from orchestrator.serving.observe.arms import Arm
 from orchestrator.serving.table import Generation
 
 RING: Final = 1 << 16
 
-Ended = tuple[float, str, int, str, int, str, Generation | None, str, int, float, int, float, bool]
+Ended = tuple[float, str, int, str, int, str, Generation | None, str, int, float, int, float, bool, Arm | None]
 """How a request ended, as the hot path writes it down: time, endpoint, generation's number, stage, status, error, generation,
-replica, batch size, queue_s, compute_us, total_s, synthetic. A plain tuple is the cheapest thing that Python makes.
+replica, batch size, queue_s, compute_us, total_s, synthetic, arm. A plain tuple is the cheapest thing that Python makes.
 """
 
 
@@ -33,6 +34,7 @@ class Event(NamedTuple):
         total_us: From the whole request to the answer.
         synthetic: A probe, not a user.
         stage: `model`, `preprocess` or `postprocess`.
+        traffic: How it came to its generation, see `Arm`; empty where the endpoint has no split.
     """
 
     seq: int
@@ -50,6 +52,7 @@ class Event(NamedTuple):
     total_us: int
     synthetic: bool
     stage: str
+    traffic: str
 
 
 class EventRing:
@@ -80,9 +83,22 @@ class EventRing:
 
 
 def _event(seq: int, row: Ended) -> Event:
-    t, endpoint, number, stage, status, error, generation, replica, batch_size, queue_s, compute_us, total_s, probe = (
-        row
-    )
+    (
+        t,
+        endpoint,
+        number,
+        stage,
+        status,
+        error,
+        generation,
+        replica,
+        batch_size,
+        queue_s,
+        compute_us,
+        total_s,
+        probe,
+        arm,
+    ) = row
     return Event(
         seq,
         t,
@@ -99,4 +115,5 @@ def _event(seq: int, row: Ended) -> Event:
         int(total_s * 1e6),
         probe,
         stage,
+        arm.traffic if arm else "",
     )

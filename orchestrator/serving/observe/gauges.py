@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from orchestrator import __version__
 from orchestrator.serving.agent.device_figures import figure_families
+from orchestrator.serving.observe.canary_gauges import canary_families
 from orchestrator.serving.observe.exposition import Family, write
 from orchestrator.serving.observe.metrics import SECONDS, Histogram, place_labels, slot_of
 from orchestrator.serving.observe.model_gauges import model_families
@@ -87,6 +88,7 @@ def _families(router: Router, number: str) -> Iterator[Family]:
     yield from _process_families(number, router)
     yield router.pulse.family(number)
     yield from router.observers.families(number)
+    yield from canary_families(number, router.evidence)
 
 
 def _lane_families(number: str, lanes: list[Lane]) -> list[Family]:

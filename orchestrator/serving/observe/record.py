@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final, Protocol
 
+from orchestrator.serving.observe.arms import Arm
 from orchestrator.serving.observe.events import Ended, EventRing
 from orchestrator.serving.observe.metrics import BatchRow, Metrics, Place
 from orchestrator.serving.table import Generation
@@ -66,8 +67,9 @@ class Recorder:
         synthetic: bool,
         stage: str = MODEL,
         caller: Caller | None = None,
+        arm: Arm | None = None,
     ) -> None:
-        """Record one request; `generation` is None where it ended before one was chosen."""
+        """Record one request; `generation` is None where it ended before one was chosen, `arm` where it is not compared."""
         number = generation.generation if generation else 0
         row = (
             time.time(),
@@ -83,6 +85,7 @@ class Recorder:
             compute_us,
             total_s,
             synthetic,
+            arm,
         )
         self._ended.append(row)
         for observer in self.observers if stage == MODEL else ():

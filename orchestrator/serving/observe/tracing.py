@@ -121,7 +121,7 @@ class Tracer:
 
 
 def _whole(row: Ended, caller: Caller, context: Context, parent: str) -> Span:
-    t, endpoint, number, _, status, error, generation, _, _, _, _, total_s, _ = row
+    t, endpoint, number, _, status, error, generation, _, _, _, _, total_s, *_ = row
     end_ns, origin = int(t * 1e9), origin_of(caller)
     span = Span("router.request", context, parent, end_ns - int(total_s * 1e9), end_ns, _SERVER, error=error)
     span.attributes |= {"orchestrate.endpoint": endpoint, "orchestrate.generation": number}

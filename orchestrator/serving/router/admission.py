@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from orchestrator.serving.dispatch.dispatcher import Dispatcher
 from orchestrator.serving.dispatch.lanes import Caller, Lane, Request
 from orchestrator.serving.errors import RequestError
+from orchestrator.serving.observe.arms import Arm
 from orchestrator.serving.observe.record import Recorder
 from orchestrator.serving.protocol.oip import LAST, InferRequest
 from orchestrator.serving.protocol.signature import fit
@@ -64,7 +65,14 @@ class Admission:
             self.refuse(caller, place, lane, error, arrived, synthetic)
 
     def refuse(
-        self, caller: Caller, place: Place, lane: Lane | None, error: RequestError, arrived: float, synthetic: bool
+        self,
+        caller: Caller,
+        place: Place,
+        lane: Lane | None,
+        error: RequestError,
+        arrived: float,
+        synthetic: bool,
+        arm: Arm | None = None,
     ) -> None:
         """Answer with an error, and write it down."""
         caller.refuse(error, lane)
@@ -80,4 +88,5 @@ class Admission:
             total_s=took_s,
             synthetic=synthetic,
             caller=caller,
+            arm=arm,
         )

@@ -1,4 +1,4 @@
-"""The admin interface on the Unix socket: table, status, events, metrics."""
+"""The admin interface on the Unix socket: table, status, events, metrics, evidence."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, quote
 
 import orjson
 
@@ -17,7 +17,7 @@ from orchestrator.serving.observe.gauges import exposition
 from orchestrator.serving.protocol.exchange import JSON, TEXT, Exchange
 from orchestrator.serving.router.control import CONTROL, control
 from orchestrator.serving.router.front import allowed
-from orchestrator.serving.router.peers import merge_events, merge_metrics, merge_status
+from orchestrator.serving.router.peers import merge_events, merge_evidence, merge_metrics, merge_status
 from orchestrator.serving.table import RoutingTable
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _log: Final = logging.getLogger(__name__)
 _MAX_EVENTS: Final = 10_000
+_PATHS: Final = frozenset({"/table", "/status", "/events", "/metrics", "/evidence"})
 
 
 class Backdoor:
@@ -44,16 +45,20 @@ class Backdoor:
             self._router.inner_front.handle(exchange)
         elif path in ("/table", "/peer/table") and exchange.method == b"PUT":
             self._put_table(exchange, from_lead=path == "/peer/table")
-        elif path not in ("/table", "/status", "/events", "/metrics"):
+        elif path not in _PATHS:
             exchange.fail(404, "no such path")
-        elif not allowed(exchange, b"GET, PUT" if path == "/table" else b"GET"):
-            return
-        elif path == "/table":
+        elif allowed(exchange, b"GET, PUT" if path == "/table" else b"GET"):
+            self._tell(exchange, path, query)
+
+    def _tell(self, exchange: Exchange, path: str, query: str) -> None:
+        if path == "/table":
             exchange.reply(200, [orjson.dumps(self._router.routes.table.to_json())])
         elif path == "/status":
             self._speak_for_all(exchange, self._tell_status())
         elif path == "/events":
             self._events(exchange, query)
+        elif path == "/evidence":
+            self._evidence(exchange, query)
         else:
             self._speak_for_all(exchange, self._tell_metrics(), TEXT)
 
@@ -84,6 +89,16 @@ class Backdoor:
         own = await exposition(self._router, str(self._router.settings.router))
         return merge_metrics(own, others) if others else own
 
+    async def _tell_evidence(self, endpoint: str) -> bytes:
+        router = self._router
+        others = await router.peers.ask_all(f"/evidence?endpoint={quote(endpoint, safe='')}")
+        own = {
+            "router": router.settings.router,
+            "boot": router.recorder.events.boot,
+            **router.evidence.to_json(endpoint),
+        }
+        return orjson.dumps(merge_evidence({"routers": [own]}, others))
+
     async def _tell_events(self, cursors: list[int], limit: int) -> bytes:
         each = max(1, limit // len(cursors))
         others = await self._router.peers.ask([f"/events?after={after}&limit={each}" for after in cursors[1:]])
@@ -110,6 +125,13 @@ class Backdoor:
             exchange.fail(400, f"{error.place}: {error.message}")
         else:
             self._speak_for_all(exchange, self._hand_over(bytes(exchange.body), table.version))
+
+    def _evidence(self, exchange: Exchange, query: str) -> None:
+        endpoint = parse_qs(query).get("endpoint", [""])[0]
+        if endpoint in self._router.routes.endpoints:
+            self._speak_for_all(exchange, self._tell_evidence(endpoint))
+        else:
+            exchange.fail(404, f"no endpoint {endpoint[:80]!r} in the table: ask for /evidence?endpoint=NAME")
 
     def _events(self, exchange: Exchange, query: str) -> None:
         values = parse_qs(query)

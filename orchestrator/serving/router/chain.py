@@ -139,6 +139,7 @@ class Chain:
             total_s=total_s,
             synthetic=asked.synthetic,
             caller=self.outer,
+            arm=asked.arm,
         )
         self._dispatcher.tell(asked, status, kind, total_s, outputs)
 

@@ -117,6 +117,12 @@ def merge_events(own: Status, others: Mapping[int, bytes], cursors: Sequence[int
     }
 
 
+def merge_evidence(own: Status, others: Mapping[int, bytes]) -> Status:
+    """Return what each router has counted, side by side: sums would hide that one has begun anew."""
+    rows = [row for text in others.values() for row in orjson.loads(text)["routers"]]
+    return {"routers": [*own["routers"], *rows]}
+
+
 def merge_metrics(own: bytes, others: Mapping[int, bytes]) -> bytes:
     """Return the expositions as one: each family once, with the rows of all routers; the label `router` keeps them apart."""
     families: dict[str, tuple[list[str], list[str]]] = {}

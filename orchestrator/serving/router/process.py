@@ -24,6 +24,7 @@ from orchestrator.serving.dispatch.dispatcher import Dispatcher
 from orchestrator.serving.dispatch.waking import Waking
 from orchestrator.serving.link.connections import LinkServer
 from orchestrator.serving.link.remote import listen
+from orchestrator.serving.observe.evidence import Evidence
 from orchestrator.serving.observe.gauges import Pulse
 from orchestrator.serving.observe.observers import Observers
 from orchestrator.serving.observe.record import Recorder
@@ -60,6 +61,7 @@ class Router:
             soon=self._loop.call_soon,
             later=self._loop.call_later,
         )
+        self.evidence = self.dispatcher.witness = Evidence()
         self.routes = Routes(self.dispatcher)
         self.links = LinkServer(self.dispatcher)
         self.dispatcher.waking = Waking(
@@ -106,6 +108,7 @@ class Router:
         self.front.table_changed()
         self.inner_front.table_changed()
         self.links.set_table(table)
+        self.evidence.apply(table)
         _log.info("table version %d: %d endpoints", table.version, len(table.endpoints))
 
     def load_table(self) -> RoutingTable:
@@ -185,6 +188,7 @@ class Router:
         self.dispatcher.sweep(now)
         self.routes.tick(now)
         self.recorder.tick(now)
+        self.evidence.tick(now)
         self.observers.tick(now)
         self._sweeps += 1
         if self._sweeps % _CLOSE_SWEEPS == 0:
@@ -218,6 +222,7 @@ class Router:
         if ending is not None:
             await ending
         self.observers.close()
+        self.evidence.comparer.close()
         (self._state / "router.json").unlink(missing_ok=True)
         for server in servers:
             server.close()
