@@ -86,7 +86,7 @@ class OipClient:
             inputs: Arrays by input name.
             generation: Ask this one; None = by weight.
             binary: Raw tensors; False = JSON.
-            probe: Count it as synthetic, apart from users.
+            probe: Count it as synthetic, apart from users; believed on the admin socket alone.
             request_id: Echoed.
 
         Raises:

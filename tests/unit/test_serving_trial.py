@@ -203,6 +203,30 @@ def test_half_of_the_patience_is_for_the_canarys_queue() -> None:
     assert not any(each.done for each in busy), "what runs may take its time"
 
 
+def test_a_replica_that_hangs_is_given_up_while_there_is_time_for_stable() -> None:
+    one = world(100)
+    one.modes[2] = "silent"
+    patient, hasty = one.person(patience_s=10.0), one.person(patience_s=4.0)
+    one.wait(4.1)
+    assert hasty.status == 504, "too short to be divided"
+    one.wait(3.8)
+    assert not patient.done
+    one.wait(0.3)
+    assert generations([patient]) == {1: 1}
+    assert one.watcher.rows[1][3:] == (504, "timeout", True)
+
+
+def test_an_endpoint_is_ready_while_stable_is() -> None:
+    one = TrialWorld()
+    one.put({1: 50, 2: 50}, {})
+    assert not one.routes.ready()
+    one.serve(1)
+    assert one.routes.ready()
+    assert not one.routes.endpoints["digits"].ready(2)
+    one.put({1: 50, 2: 50})
+    assert not one.routes.ready()
+
+
 def test_other_inputs_than_stables_are_the_canarys_fault() -> None:
     one = TrialWorld()
     one.put({1: 0, 2: 100}, {})
@@ -402,6 +426,17 @@ def test_copies_without_a_canary_are_dropped_and_those_of_an_old_table_too() -> 
     assert one.watcher.lonely == ["dropped"] * 8
     one.crowd(3)
     assert one.watcher.count()[1, "weighted"] == 5 + MOST_RUNNING + 3
+
+
+def test_copies_of_large_requests_are_bounded_by_their_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.serving.router.mirror.MOST_BYTES", 100)
+    one = TrialWorld()
+    one.put({1: 100, 2: 0}, {"mirror": 100})
+    one.serve(1)
+    one.serve(2)
+    assert generations(one.crowd(8)) == {1: 8}
+    assert Counter(one.watcher.lonely) == {"dropped": 6}  # each is 4 bytes, and keeps the answers of eight
+    assert len(one.watcher.pairs) == 2
 
 
 def test_probes_versions_and_canary_requests_are_not_copied() -> None:

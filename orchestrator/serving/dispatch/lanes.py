@@ -59,6 +59,7 @@ class Request:
         fell_back: The canary has failed it: the stable generation answers in its place.
         flags: What its outputs hold besides numbers, see `orchestrator.serving.link.wire.NONFINITE`.
         leave_at: Until when it waits in a queue of a lane whose requests another generation can answer.
+        give_up_at: Until when it runs there.
     """
 
     caller: Caller
@@ -77,6 +78,7 @@ class Request:
     fell_back: bool = False
     flags: int = 0
     leave_at: float = math.inf
+    give_up_at: float = math.inf
 
 
 @dataclass(slots=True, eq=False)

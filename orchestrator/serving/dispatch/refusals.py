@@ -107,11 +107,11 @@ def _leaving(lane: Lane, now: float) -> Iterator[tuple[Request, RequestError]]:
 
 
 def expired(replicas: Sequence[Replica], now: float) -> list[tuple[Request, str]]:
-    """Return the requests that run and whose deadline has passed, with the names of the replicas."""
+    """Return the requests that run and have run for too long, with the names of the replicas."""
     return [
         (request, replica.name)
         for replica in replicas
         for batch in replica.batches.values()
         for request in batch.requests
-        if request.deadline <= now
+        if request.deadline <= now or request.give_up_at <= now
     ]

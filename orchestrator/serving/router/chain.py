@@ -77,7 +77,7 @@ class Chain:
     def _submit(self, lane: Lane, fitted: Fitted, now: float) -> None:
         asked = self._asked
         request = Request(self, lane, fitted, asked.request_id, now, asked.deadline, asked.synthetic, asked.priority)
-        request.leave_at = asked.leave_at
+        request.leave_at, request.give_up_at = asked.leave_at, asked.give_up_at
         self._dispatcher.submit(request)
 
     def answer(self, request: Request, outputs: Sequence[Tensor]) -> None:

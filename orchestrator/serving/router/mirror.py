@@ -23,7 +23,7 @@ from orchestrator.serving.split import BLOCK, Splitter
 MOST_WAITING: Final = 64
 MOST_RUNNING: Final = 8
 MOST_BYTES: Final = 32 << 20
-"""Of the inputs that wait; a single larger request is not copied."""
+"""Of what waits; a single larger request is not copied."""
 WAIT_S: Final = 5.0
 """A copy that waits for longer is dropped."""
 RUN_S: Final = 30.0
@@ -41,6 +41,14 @@ class _Pair(NamedTuple):
     request: Request
     outputs: Sequence[Tensor]
     answered: float
+
+    @property
+    def size_bytes(self) -> int:
+        """What it keeps in memory, at most: the outputs are a part of those of their batch."""
+        fitted, rows = self.request.fitted, self.request.ran[1]
+        return fitted.size_bytes + sum(len(tensor.data) for tensor in self.outputs) * max(
+            1, rows // max(1, fitted.rows)
+        )
 
 
 class Mirror:
@@ -73,11 +81,12 @@ class Mirror:
 
     def offer(self, asked: InferRequest, request: Request, outputs: Sequence[Tensor]) -> None:
         """Copy a request that stable has just answered."""
-        now, size = self._dispatcher.clock(), request.fitted.size_bytes
+        pair = _Pair(asked, request, outputs, self._dispatcher.clock())
+        size = pair.size_bytes
         if len(self._waiting) >= MOST_WAITING or self._bytes + size > MOST_BYTES or not self.percent:
             self._count("dropped")
             return
-        self._waiting.append(_Pair(asked, request, outputs, now))
+        self._waiting.append(pair)
         self._bytes += size
         if not self._timed:  # those who wait for the replica that has just become free go first
             self._timed = True
@@ -94,7 +103,7 @@ class Mirror:
             if not late and not self._is_quiet():
                 return
             pair = self._waiting.popleft()
-            self._bytes -= pair.request.fitted.size_bytes
+            self._bytes -= pair.size_bytes
             if late or not self.canary.ready or self.canary.retired:
                 self._count("dropped")
                 continue

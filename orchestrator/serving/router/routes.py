@@ -59,11 +59,16 @@ class EndpointRoute:
         return max(self.lanes.values(), key=lambda lane: (lane.generation.weight, lane.generation.generation))
 
     def ready(self, generation: int | None) -> bool:
-        """Whether requests find a replica: of the asked generation, else of every one that has a weight."""
+        """Whether requests find a replica: of the asked generation, else of every one that has a weight.
+
+        While a generation is tried, stable's are enough: it answers for the other.
+        """
         if generation is not None:
             lanes = [self.lanes[generation]] if generation in self.lanes else []
         else:
             lanes = [lane for lane in self.lanes.values() if lane.generation.weight]
+            if lanes and self.trial is not None and self.trial.stable.ready:
+                return True
         return bool(lanes) and all(lane.ready or lane.cold for lane in lanes)
 
 

@@ -22,8 +22,11 @@ from orchestrator.serving.router.trial import Client, Dealt, Trial
 if TYPE_CHECKING:
     from orchestrator.serving.router.admission import Admission
 
-_SHARE: Final = 0.5
+_QUEUE_SHARE: Final = 0.5
 """Of a client's patience: for so long its request waits in the canary's queue; the rest is stable's."""
+_RUN_SHARE: Final = 0.8
+_PATIENT_S: Final = 5.0
+"""Of a client that waits at least so long, `_RUN_SHARE` is for the whole of the canary's part: a replica may hang."""
 
 
 class Asked(NamedTuple):
@@ -92,7 +95,10 @@ class Trying:
         lane = trial.canary
         attempt = Attempt(client, lambda caller: self._fall_back(caller, route, trial, asked), self._judge)
         request = attempt.request = _request(attempt, lane, dealt.arm, dealt.user, asked)
-        request.leave_at = asked.arrived + (asked.deadline - asked.arrived) * _SHARE
+        patience_s = asked.deadline - asked.arrived
+        request.leave_at = asked.arrived + patience_s * _QUEUE_SHARE
+        if patience_s >= _PATIENT_S:
+            request.give_up_at = asked.arrived + patience_s * _RUN_SHARE
         try:
             if not lane.ready:
                 if lane.lazy:
