@@ -9,6 +9,7 @@ import threading
 from collections.abc import Generator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -21,6 +22,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from orchestrator.app import top as app_top
 from orchestrator.cli.main import main
 from orchestrator.cli.top_table import lines
+from orchestrator.serving.observe.arms import Arm
+from orchestrator.serving.observe.canary_gauges import canary_families
+from orchestrator.serving.observe.evidence import Evidence
+from orchestrator.serving.observe.exposition import write
 from orchestrator.serving.protocol.oip_grpc import MESSAGES
 from orchestrator.serving.router.auth import add_token
 from tests.support.npu_smi_texts import ONE_CHIP_PER_NPU
@@ -80,6 +85,20 @@ def scrape(site: ServingSite) -> str:
     return httpx.get(json.loads((site.folder / "router" / "router.json").read_text())["metrics"]).text
 
 
+def tried() -> str:
+    """What a scrape shows besides while an endpoint has a split."""
+    evidence = Evidence()
+    evidence.ended(canary_request(), 200, "", 0.001, None)
+    evidence.unpaired(Arm("double", 2, "mirror", 10), "dropped")
+    return write(canary_families("0", evidence)).decode()
+
+
+def canary_request() -> Any:
+    return SimpleNamespace(
+        arm=Arm("double", 2, "weighted", 10), ran=("edge-0", 1, 100), flags=0, user=-1, fell_back=False
+    )
+
+
 @pytest.fixture(scope="module")
 def asked(site: ServingSite) -> ServingSite:
     """The site after a good REST request, a bad one, an unknown model, and a good gRPC call."""
@@ -124,7 +143,7 @@ def test_the_device_s_figures_come_from_npu_smi(asked: ServingSite) -> None:
 
 def test_dashboard_and_alerts_ask_for_what_the_router_shows(asked: ServingSite) -> None:
     asked.wait(lambda: "orchestrate_npu_" in scrape(asked), 10, "npu-smi has been asked")
-    families = list(text_string_to_metric_families(scrape(asked)))
+    families = list(text_string_to_metric_families(scrape(asked) + tried()))
     labels = {sample.name: set(sample.labels) for family in families for sample in family.samples}
     dashboard = json.loads((ROOT / "deploy/grafana/pools.json").read_text())
     queries = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
