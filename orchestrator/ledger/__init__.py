@@ -1,5 +1,6 @@
 """The truth: executions, steps, generations, audit. SQLite or PostgreSQL from one code path."""
 
+from orchestrator.ledger.rollout_rows import EvidenceRow, Intent, Rollout, RolloutState
 from orchestrator.ledger.rows import (
     ArtifactRow,
     AttemptRow,
@@ -27,6 +28,7 @@ __all__ = [
     "AuditHead",
     "AuditRow",
     "EventRow",
+    "EvidenceRow",
     "ExecutionRow",
     "ExecutionUpdate",
     "Generation",
@@ -34,10 +36,13 @@ __all__ = [
     "GenerationRequest",
     "GenerationState",
     "Holder",
+    "Intent",
     "Lease",
     "Ledger",
     "MetricRow",
     "Owner",
+    "Rollout",
+    "RolloutState",
     "StepRow",
     "TableStamp",
 ]

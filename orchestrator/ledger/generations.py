@@ -12,19 +12,23 @@ from orchestrator.core.errors import Conflict, LedgerError
 from orchestrator.ledger.audit import AuditLog
 from orchestrator.ledger.database import Database
 from orchestrator.ledger.leases import fence
+from orchestrator.ledger.rollouts import Rollouts, active_by_endpoint
 from orchestrator.ledger.rows import Generation, GenerationRequest, GenerationState, Lease, TableStamp, values_of
 from orchestrator.ledger.schema import generations, scales, table_versions
 
 TRANSITIONS: Final[Mapping[GenerationState, frozenset[GenerationState]]] = {
     GenerationState.STAGED: frozenset({GenerationState.LIVE, GenerationState.FAILED}),
-    GenerationState.LIVE: frozenset({GenerationState.DRAINING}),
+    GenerationState.LIVE: frozenset({GenerationState.WARM, GenerationState.DRAINING}),
+    GenerationState.WARM: frozenset({GenerationState.DRAINING}),
     GenerationState.DRAINING: frozenset({GenerationState.RETIRED}),
     GenerationState.RETIRED: frozenset(),
     GenerationState.FAILED: frozenset(),
 }
 """What may follow what; a rollback is a new generation, so nothing ever comes back."""
 
-ROUTED: Final = frozenset({GenerationState.STAGED, GenerationState.LIVE, GenerationState.DRAINING})
+ROUTED: Final = frozenset(
+    {GenerationState.STAGED, GenerationState.LIVE, GenerationState.WARM, GenerationState.DRAINING}
+)
 """States that stand in a routing table."""
 
 _SAME: Final = ("endpoint", "pool", "bundle", "variant", "kind")
@@ -33,9 +37,10 @@ _SAME: Final = ("endpoint", "pool", "bundle", "variant", "kind")
 class Generations:
     """The truth about what is served."""
 
-    def __init__(self, database: Database, audit: AuditLog) -> None:
+    def __init__(self, database: Database, audit: AuditLog, rollouts: Rollouts) -> None:
         self._database = database
         self._audit = audit
+        self._rollouts = rollouts
 
     def append(self, request: GenerationRequest, lease: Lease) -> Generation:
         """Append the next generation, staged. A repeat of the same request id returns the first result.
@@ -50,19 +55,54 @@ class Generations:
                 if earlier.request_id == request.request_id:
                     return _same(earlier, request)
             _compare(known, request)
-            now = self._database.now(connection)
-            fields = {name: value for name, value in values_of(request).items() if name != "expected"}
-            made = Generation(
-                **fields,
-                number=1 + max((g.number for g in known), default=0),
-                state=GenerationState.STAGED,
-                error=None,
-                created_at=now,
-                changed_at=now,
-            )
-            connection.execute(generations.insert().values(values_of(made)))
-            self._record(connection, made, request.actor, f"generation.{request.kind}", {"expected": request.expected})
-            return made
+            return self._insert(connection, known, request, GenerationState.STAGED)
+
+    def roll_back(self, request: GenerationRequest, lease: Lease) -> Generation:
+        """Append the next generation, live at once: what it names has served before, so nothing is left to prove.
+
+        The live one drains, one that is staged has failed, and the rollout that was under way is aborted, in the same
+        transaction. A repeat of the same request id returns the first result.
+
+        Raises:
+            Conflict: Fenced; or another generation is live; or the id was used for something else.
+        """
+        with self._database.write() as connection:
+            fence(connection, lease)
+            known = _select(connection, request.endpoint)
+            for earlier in known:
+                if earlier.request_id == request.request_id:
+                    return _same(earlier, request)
+            _compare_live(known, request)
+            over = {"error": "RolledBack", "message": f"{request.actor} rolled the endpoint back: {request.reason}"}
+            self._rollouts.end_in(connection, request.endpoint, over, request.actor)
+            for other in known:
+                if other.state == GenerationState.STAGED:
+                    self._move(connection, other, GenerationState.FAILED, request.actor, over)
+                elif other.state in (GenerationState.LIVE, GenerationState.WARM):
+                    self._move(connection, other, GenerationState.DRAINING, request.actor, None)
+            return self._insert(connection, known, request, GenerationState.LIVE)
+
+    def _insert(
+        self,
+        connection: Connection,
+        known: tuple[Generation, ...],
+        request: GenerationRequest,
+        state: GenerationState,
+    ) -> Generation:
+        now = self._database.now(connection)
+        fields = {name: value for name, value in values_of(request).items() if name != "expected"}
+        made = Generation(
+            **fields,
+            number=1 + max((g.number for g in known), default=0),
+            state=state,
+            error=None,
+            created_at=now,
+            changed_at=now,
+        )
+        connection.execute(generations.insert().values(values_of(made)))
+        detail = {"expected": request.expected, "request_id": request.request_id, "reason": request.reason}
+        self._record(connection, made, request.actor, f"generation.{request.kind}", detail | {"state": state.value})
+        return made
 
     def set_state(
         self,
@@ -73,8 +113,12 @@ class Generations:
         *,
         actor: str,
         error: Mapping[str, Any] | None = None,
+        former: GenerationState = GenerationState.DRAINING,
     ) -> Generation:
-        """Move a generation on; going live moves the live one to draining in the same transaction. Idempotent.
+        """Move a generation on. Idempotent.
+
+        Going live moves the live one to `former` in the same transaction, and one that was warm before it to draining. A
+        rollout whose generation has failed is aborted with it.
 
         Raises:
             Conflict: Fenced, or the move is not in `TRANSITIONS`.
@@ -90,8 +134,12 @@ class Generations:
                 return current
             if state == GenerationState.LIVE:
                 for other in known.values():
-                    if other.state == GenerationState.LIVE:
+                    if other.state == GenerationState.WARM:
                         self._move(connection, other, GenerationState.DRAINING, actor, None)
+                    elif other.state == GenerationState.LIVE:
+                        self._move(connection, other, former, actor, None)
+            elif state == GenerationState.FAILED:
+                self._rollouts.end_in(connection, endpoint, error or {"error": "Failed"}, actor)
             return self._move(connection, current, state, actor, error)
 
     def get(self, endpoint: str, number: int) -> Generation | None:
@@ -131,7 +179,7 @@ class Generations:
             rows = tuple(_generation(dict(row)) for row in found.mappings())
             shown_names = {row.endpoint for row in rows}
             slots = {name: count for name, count in _scales(connection).items() if name in shown_names}
-            return TableStamp(site, version, rows, slots)
+            return TableStamp(site, version, rows, slots, active_by_endpoint(connection, site))
 
     def slots(self, endpoint: str) -> int | None:
         """Return how many slots of its pool an endpoint takes; None = all."""
@@ -180,8 +228,6 @@ class Generations:
     ) -> None:
         subject = f"{generation.endpoint}/{generation.number}"
         facts = {"bundle": generation.bundle, "pool": generation.pool, "site": generation.site, **detail}
-        if generation.state == GenerationState.STAGED:
-            facts |= {"request_id": generation.request_id, "reason": generation.reason}
         self._audit.append_in(connection, actor, action, subject, facts)
 
 
@@ -207,15 +253,20 @@ def _same(earlier: Generation, request: GenerationRequest) -> Generation:
     return earlier
 
 
-def _compare(known: tuple[Generation, ...], request: GenerationRequest) -> None:
+def _compare_live(known: tuple[Generation, ...], request: GenerationRequest) -> None:
     live = next((g.number for g in known if g.state == GenerationState.LIVE), 0)
-    staged = next((g for g in known if g.state == GenerationState.STAGED), None)
     if live != request.expected:
         raise Conflict(
             f"endpoint {request.endpoint!r} is at generation {live}, not {request.expected}",
             hint="someone else changed it; look at the endpoint, then repeat the command",
             details={"live": live, "expected": request.expected},
         )
+
+
+def _compare(known: tuple[Generation, ...], request: GenerationRequest) -> None:
+    _compare_live(known, request)
+    live = request.expected
+    staged = next((g for g in known if g.state == GenerationState.STAGED), None)
     if staged is not None:
         raise Conflict(
             f"generation {staged.number} of {request.endpoint!r} is being rolled out by {staged.actor}",

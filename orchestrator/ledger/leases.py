@@ -32,8 +32,11 @@ class Leases:
         ttl_s: float = 60.0,
         wait_s: float = 0.0,
         on_wait: Callable[[Holder], None] | None = None,
+        seize: bool = False,
     ) -> Lease:
         """Take the lease, waiting up to `wait_s`; `on_wait` hears of each holder that is waited for, once.
+
+        With `seize` nobody is waited for: who holds it is fenced from now on, and learns it with its next write.
 
         Raises:
             Conflict: It is still held when the wait is over.
@@ -41,7 +44,7 @@ class Leases:
         deadline = time.monotonic() + wait_s
         told = 0
         while True:
-            taken = self._try(name, owner, ttl_s)
+            taken = self._try(name, owner, ttl_s, seize=seize)
             if isinstance(taken, Lease):
                 return taken
             if on_wait is not None and taken.token != told:
@@ -61,9 +64,10 @@ class Leases:
         ttl_s: float = 60.0,
         wait_s: float = 0.0,
         on_wait: Callable[[Holder], None] | None = None,
+        seize: bool = False,
     ) -> Generator[Lease, None, None]:
         """Hold the lease for the length of a `with` block."""
-        lease = self.acquire(name, owner, ttl_s=ttl_s, wait_s=wait_s, on_wait=on_wait)
+        lease = self.acquire(name, owner, ttl_s=ttl_s, wait_s=wait_s, on_wait=on_wait, seize=seize)
         try:
             yield lease
         finally:
@@ -98,11 +102,11 @@ class Leases:
             row = _row(connection, name)
         return None if row is None or row.owner is None else _holder(row)
 
-    def _try(self, name: str, owner: Owner, ttl_s: float) -> Lease | Holder:
+    def _try(self, name: str, owner: Owner, ttl_s: float, *, seize: bool) -> Lease | Holder:
         with self._database.write() as connection:
             now = self._database.now(connection)
             row = _row(connection, name)
-            if row is not None and not _free(row, now):
+            if row is not None and not seize and not _free(row, now):
                 return _holder(row)
             lease = Lease(name, 1 if row is None else row.token + 1)
             values = {

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, inspect, select, text
 
 from orchestrator.core.errors import LedgerError
 from orchestrator.core.ids import new_token
-from orchestrator.ledger import schema
+from orchestrator.ledger import rollout_schema, schema
 from orchestrator.ledger.database import Database
 
 Migration = Callable[[Connection], None]
@@ -27,7 +27,12 @@ def _add_scales(connection: Connection) -> None:
     schema.scales.create(connection)
 
 
-MIGRATIONS: Final[Mapping[int, Migration]] = {1: _add_variants, 2: _add_scales}
+def _add_rollouts(connection: Connection) -> None:
+    """Version 4: a generation is rolled out step by step, on evidence."""
+    schema.metadata.create_all(connection, tables=[rollout_schema.rollouts, rollout_schema.evidence])
+
+
+MIGRATIONS: Final[Mapping[int, Migration]] = {1: _add_variants, 2: _add_scales, 3: _add_rollouts}
 """`n: step` brings a ledger of version n to n + 1; every released version stays here for ever."""
 
 VERSION: Final = 1 + len(MIGRATIONS)

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.core.processes import ProcessIdentity
+from orchestrator.ledger.rollout_rows import Json, Rollout
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
-
-Json = Mapping[str, Any]
 
 
 def values_of(row: DataclassInstance) -> dict[str, Any]:
@@ -204,10 +203,11 @@ class ArtifactRow:
 
 
 class GenerationState(StrEnum):
-    """Where a generation stands. `draining` finishes the requests it has; `retired` stays on disk."""
+    """Where a generation stands. `warm` was live and stays loaded; `draining` finishes its requests; `retired` stays on disk."""
 
     STAGED = "staged"
     LIVE = "live"
+    WARM = "warm"
     DRAINING = "draining"
     RETIRED = "retired"
     FAILED = "failed"
@@ -269,12 +269,13 @@ class Generation(_Served):
 
 @dataclass(frozen=True, slots=True)
 class TableStamp:
-    """What a site's next routing table must show; `slots` are those of endpoints that do not take all of their pool."""
+    """What a site's next routing table must show: `slots` of endpoints that do not take all of their pool, active `rollouts`."""
 
     site: str
     version: int
     generations: tuple[Generation, ...]
     slots: Mapping[str, int] = field(default_factory=dict[str, int])
+    rollouts: Mapping[str, Rollout] = field(default_factory=dict[str, Rollout])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

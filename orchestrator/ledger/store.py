@@ -12,6 +12,7 @@ from orchestrator.ledger.generations import Generations
 from orchestrator.ledger.leases import Leases
 from orchestrator.ledger.migrations import prepare
 from orchestrator.ledger.projections import Projections
+from orchestrator.ledger.rollouts import Rollouts
 
 
 class Ledger:
@@ -24,7 +25,8 @@ class Ledger:
         self.executions = Executions(database)
         self.artifacts = Artifacts(database)
         self.audit = AuditLog(database, identity)
-        self.generations = Generations(database, self.audit)
+        self.rollouts = Rollouts(database, self.audit)
+        self.generations = Generations(database, self.audit, self.rollouts)
         self.projections = Projections(database)
 
     @classmethod

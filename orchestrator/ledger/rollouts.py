@@ -1,0 +1,287 @@
+"""Rollouts: one active per endpoint. Their controller writes under the endpoint's lease, operators leave a wish."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from sqlalchemy import Connection, func, select, update
+
+from orchestrator.core.errors import Conflict, LedgerError
+from orchestrator.ledger.audit import AuditLog
+from orchestrator.ledger.database import Database
+from orchestrator.ledger.leases import fence
+from orchestrator.ledger.rollout_rows import EvidenceRow, Intent, Rollout, RolloutState
+from orchestrator.ledger.rollout_schema import evidence, rollouts
+from orchestrator.ledger.rows import Lease, values_of
+
+_OPERATORS: Final = ("intent", "approvals")
+_FIXED: Final = ("endpoint", "generation", "site", "pool", "stable", "strategy", "actor", "reason", "started_at")
+_AUDITED: Final = ("state", "step", "weight", "mirror", "headers")
+_ACTIVE: Final = rollouts.c.state.in_([state.value for state in RolloutState if state.active])
+
+
+class Rollouts:
+    """How far each walk from one generation to the next has come."""
+
+    def __init__(self, database: Database, audit: AuditLog) -> None:
+        self._database = database
+        self._audit = audit
+
+    def begin(self, rollout: Rollout, lease: Lease) -> Rollout:
+        """Add a rollout; its times are set here. A repeat for the same generation returns the first one.
+
+        Raises:
+            Conflict: Fenced, or another rollout of the endpoint is active.
+        """
+        with self._database.write() as connection:
+            fence(connection, lease)
+            known = _get(connection, rollout.endpoint, rollout.generation)
+            if known is not None:
+                return known
+            active = active_in(connection, rollout.endpoint)
+            if active is not None:
+                raise _busy(active)
+            now = self._database.now(connection)
+            begun = replace(rollout, step_started_at=now, progressed_at=now, started_at=now, intent="", approvals=())
+            connection.execute(rollouts.insert().values(_values(begun)))
+            facts = {"stable": begun.stable, "strategy": dict(begun.strategy), "reason": begun.reason}
+            self._audit.append_in(connection, begun.actor, "rollout.begin", _subject(begun), facts)
+            return begun
+
+    def save(self, rollout: Rollout, lease: Lease) -> Rollout:
+        """Write what the controller has decided, and return it with what operators have left meanwhile.
+
+        A new `step` sets the times of the step, an end its time. What was fixed at the beginning stays.
+
+        Raises:
+            Conflict: Fenced, or it has ended.
+            LedgerError: There is no such rollout.
+        """
+        with self._database.write() as connection:
+            fence(connection, lease)
+            known = _must(connection, rollout.endpoint, rollout.generation)
+            if not known.state.active:
+                same = replace(rollout, intent=known.intent, approvals=known.approvals, ended_at=known.ended_at)
+                if same == known:
+                    return known
+                raise _ended(known)
+            return self._write(connection, known, rollout, rollout.actor)
+
+    def _write(self, connection: Connection, known: Rollout, wanted: Rollout, actor: str) -> Rollout:
+        now = self._database.now(connection)
+        kept = {name: getattr(known, name) for name in (*_FIXED, *_OPERATORS)}
+        wanted = replace(wanted, **kept)
+        if wanted.step != known.step:
+            wanted = replace(wanted, step_started_at=now, progressed_at=now)
+        if not wanted.state.active:
+            wanted = replace(wanted, ended_at=now, intent="")
+        values = {name: value for name, value in _values(wanted).items() if name not in _FIXED and name != "approvals"}
+        if wanted.state.active:
+            del values["intent"]
+        connection.execute(update(rollouts).where(_here(wanted)).values(values))
+        before, after = _values(known), _values(wanted)
+        changed = {name: after[name] for name in _AUDITED if before[name] != after[name]}
+        if changed:
+            facts = changed | ({"error": wanted.error} if wanted.error else {}) | {"waiting": wanted.waiting}
+            action = f"rollout.{wanted.state}" if "state" in changed else "rollout.step"
+            self._audit.append_in(connection, actor, action, _subject(wanted), facts)
+        return wanted
+
+    def ask(
+        self, endpoint: str, intent: Intent, *, actor: str, reason: str = "", generation: int | None = None
+    ) -> Rollout:
+        """Leave an operator's wish for the controller; the last one counts. Idempotent.
+
+        Raises:
+            Conflict: Nothing is being rolled out there, or another generation than the given one.
+        """
+        with self._database.write() as connection:
+            known = active_in(connection, endpoint)
+            if known is None or generation not in (None, known.generation):
+                what = "nothing" if known is None else f"generation {known.generation}"
+                raise Conflict(
+                    f"{what} is being rolled out at endpoint {endpoint!r}",
+                    hint="look at `orchestrate rollout status`; a rollout that has ended cannot be changed",
+                    details={"endpoint": endpoint, "active": 0 if known is None else known.generation},
+                )
+            if known.intent == intent:
+                return known
+            connection.execute(update(rollouts).where(_here(known)).values(intent=intent))
+            facts = {"intent": intent, "reason": reason}
+            self._audit.append_in(connection, actor, "rollout.ask", _subject(known), facts)
+            return replace(known, intent=intent)
+
+    def answered(self, endpoint: str, generation: int, intent: str, lease: Lease) -> None:
+        """The wish has been carried out: forget it, unless another has come meanwhile.
+
+        Raises:
+            Conflict: Fenced.
+        """
+        here = (rollouts.c.endpoint == endpoint) & (rollouts.c.generation == generation)
+        with self._database.write() as connection:
+            fence(connection, lease)
+            connection.execute(update(rollouts).where(here & (rollouts.c.intent == intent)).values(intent=""))
+
+    def decide(self, endpoint: str, generation: int, approval: Mapping[str, Any], *, actor: str) -> Rollout:
+        """Add an approval or a rejection: {identity, decision, step, bundle, reason}; its time is set here. Idempotent.
+
+        Raises:
+            Conflict: The rollout has ended, or this identity has decided otherwise about this step.
+            LedgerError: There is no such rollout.
+        """
+        with self._database.write() as connection:
+            known = _must(connection, endpoint, generation)
+            same = next(
+                (a for a in known.approvals if all(a.get(key) == approval.get(key) for key in ("identity", "step"))),
+                None,
+            )
+            if same is not None:
+                if same.get("decision") == approval.get("decision"):
+                    return known
+                raise Conflict(
+                    f"{approval.get('identity')} has already said {same.get('decision')!r} here",
+                    hint="abort the rollout to take an approval back",
+                )
+            if not known.state.active:
+                raise _ended(known)
+            row = {**approval, "t": self._database.now(connection)}
+            approvals = (*known.approvals, row)
+            connection.execute(update(rollouts).where(_here(known)).values(approvals=list(approvals)))
+            self._audit.append_in(connection, actor, f"rollout.{approval.get('decision')}", _subject(known), row)
+            return replace(known, approvals=approvals)
+
+    def active(self, endpoint: str) -> Rollout | None:
+        """Return the rollout of an endpoint that has not ended."""
+        with self._database.read() as connection:
+            return active_in(connection, endpoint)
+
+    def all_active(self, site: str | None = None) -> tuple[Rollout, ...]:
+        """Return all rollouts that have not ended, of one site or of all."""
+        query = select(rollouts).where(_ACTIVE).order_by(rollouts.c.endpoint)
+        if site is not None:
+            query = query.where(rollouts.c.site == site)
+        with self._database.read() as connection:
+            return tuple(_rollout(dict(row)) for row in connection.execute(query).mappings())
+
+    def get(self, endpoint: str, generation: int) -> Rollout | None:
+        """Return the rollout of a generation; None where it went live without one."""
+        with self._database.read() as connection:
+            return _get(connection, endpoint, generation)
+
+    def list(self, endpoint: str) -> tuple[Rollout, ...]:
+        """Return all rollouts of an endpoint, by generation."""
+        query = select(rollouts).where(rollouts.c.endpoint == endpoint).order_by(rollouts.c.generation)
+        with self._database.read() as connection:
+            return tuple(_rollout(dict(row)) for row in connection.execute(query).mappings())
+
+    def add_evidence(self, endpoint: str, generation: int, rows: Sequence[Mapping[str, Any]], lease: Lease) -> None:
+        """Append what was counted; nothing of it ever changes.
+
+        Raises:
+            Conflict: Fenced.
+        """
+        if not rows:
+            return
+        here = (evidence.c.endpoint == endpoint) & (evidence.c.generation == generation)
+        with self._database.write() as connection:
+            fence(connection, lease)
+            last = connection.execute(select(func.max(evidence.c.seq)).where(here)).scalar_one() or 0
+            now = self._database.now(connection)
+            connection.execute(
+                evidence.insert(),
+                [
+                    {"endpoint": endpoint, "generation": generation, "seq": seq, "t": now, "body": dict(row)}
+                    for seq, row in enumerate(rows, last + 1)
+                ],
+            )
+
+    def evidence(
+        self, endpoint: str, generation: int, *, after: int = 0, limit: int = 100_000
+    ) -> tuple[EvidenceRow, ...]:
+        """Return what was counted, oldest first, from the row after `after`."""
+        here = (evidence.c.endpoint == endpoint) & (evidence.c.generation == generation) & (evidence.c.seq > after)
+        query = select(evidence.c.seq, evidence.c.t, evidence.c.body).where(here).order_by(evidence.c.seq).limit(limit)
+        with self._database.read() as connection:
+            return tuple(EvidenceRow(*row) for row in connection.execute(query).tuples())
+
+    def end_in(self, connection: Connection, endpoint: str, error: Mapping[str, Any], actor: str) -> None:
+        """End what is active at an endpoint as aborted, inside a running write transaction."""
+        known = active_in(connection, endpoint)
+        if known is not None:
+            over = replace(known, state=RolloutState.ABORTED, weight=0, mirror=0, headers=(), waiting=None, error=error)
+            self._write(connection, known, over, actor)
+
+
+def active_in(connection: Connection, endpoint: str) -> Rollout | None:
+    """Return the active rollout of an endpoint, inside a running transaction."""
+    query = select(rollouts).where(_ACTIVE & (rollouts.c.endpoint == endpoint))
+    row = connection.execute(query).mappings().one_or_none()
+    return None if row is None else _rollout(dict(row))
+
+
+def active_by_endpoint(connection: Connection, site: str) -> dict[str, Rollout]:
+    """Return the active rollouts of a site by endpoint, inside a running transaction."""
+    rows = connection.execute(select(rollouts).where(_ACTIVE & (rollouts.c.site == site))).mappings()
+    return {found.endpoint: found for found in (_rollout(dict(row)) for row in rows)}
+
+
+def _get(connection: Connection, endpoint: str, generation: int) -> Rollout | None:
+    here = (rollouts.c.endpoint == endpoint) & (rollouts.c.generation == generation)
+    row = connection.execute(select(rollouts).where(here)).mappings().one_or_none()
+    return None if row is None else _rollout(dict(row))
+
+
+def _must(connection: Connection, endpoint: str, generation: int) -> Rollout:
+    found = _get(connection, endpoint, generation)
+    if found is None:
+        raise LedgerError(
+            f"generation {generation} of endpoint {endpoint!r} has no rollout",
+            hint="look at `orchestrate rollout history`",
+        )
+    return found
+
+
+def _here(rollout: Rollout) -> Any:
+    return (rollouts.c.endpoint == rollout.endpoint) & (rollouts.c.generation == rollout.generation)
+
+
+def _values(rollout: Rollout) -> dict[str, Any]:
+    values = values_of(rollout)
+    return {
+        **values,
+        "state": rollout.state.value,
+        "headers": list(rollout.headers),
+        "approvals": list(rollout.approvals),
+    }
+
+
+def _rollout(values: Mapping[Any, Any]) -> Rollout:
+    fields: dict[str, Any] = {
+        **values,
+        "state": RolloutState(values["state"]),
+        "headers": tuple(values["headers"]),
+        "approvals": tuple(values["approvals"]),
+    }
+    return Rollout(**fields)
+
+
+def _subject(rollout: Rollout) -> str:
+    return f"{rollout.endpoint}/{rollout.generation}"
+
+
+def _busy(active: Rollout) -> Conflict:
+    return Conflict(
+        f"generation {active.generation} of {active.endpoint!r} is being rolled out by {active.actor} ({active.state})",
+        hint="wait for it, or `orchestrate rollout abort`",
+        details={"endpoint": active.endpoint, "active": active.generation, "live": active.stable},
+    )
+
+
+def _ended(known: Rollout) -> Conflict:
+    return Conflict(
+        f"the rollout of generation {known.generation} of {known.endpoint!r} has {known.state}",
+        hint="look at `orchestrate rollout history`; start another one",
+        details={"endpoint": known.endpoint, "generation": known.generation, "state": known.state.value},
+    )
