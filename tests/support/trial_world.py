@@ -19,6 +19,7 @@ from orchestrator.serving.protocol.signature import Signature
 from orchestrator.serving.protocol.tensors import TensorSpec, from_array
 from orchestrator.serving.router.admission import Admission
 from orchestrator.serving.router.routes import Routes
+from orchestrator.serving.serve_settings import STAGE_DEVICE
 from orchestrator.serving.table import RoutingTable
 from support.dispatch_world import DEVICE, World
 
@@ -114,35 +115,55 @@ class TrialWorld(World):
         self.routes.set_table(RoutingTable.from_json(table), self.now)
 
     def serve(
-        self, generation: int, *, cost_s: float = 0.001, slot: str = "", depth: int = 2, width: int = 1
+        self,
+        generation: int,
+        *,
+        cost_s: float = 0.001,
+        slot: str = "",
+        depth: int = 2,
+        width: int = 1,
+        stage: str = "model",
     ) -> Replica:
-        """Register a replica; `modes[generation]` says how it behaves: ok, execution, rejected, or silent."""
+        """Register a replica; `modes[generation]` says how its model behaves: ok, execution, rejected, or silent.
+
+        A preprocessing replica hands its inputs on.
+        """
         reader = FrameReader()
 
         def send(pieces: Sequence[Any]) -> None:
             for frame in reader.feed(b"".join(bytes(piece) for piece in pieces)):
                 if frame.kind is Kind.BATCH:
-                    self._answer(replica, frame, generation, cost_s)
+                    self._compute_batch(replica, frame, generation, cost_s)
 
-        specs = (TensorSpec("x", "FP32", ("batch", width)),), (TensorSpec("y", "FP32", ("batch", 1)),)
+        given, result = TensorSpec("x", "FP32", ("batch", width)), TensorSpec("y", "FP32", ("batch", 1))
+        is_model = stage == "model"
         replica = Replica(
-            f"r{generation}", 1, "digits", bundle(generation), "onnx-cpu", DEVICE, Signature(*specs, 8), send,
-            slot=Slot(slot or f"slot{generation}"), depth=depth,
+            f"r{generation}", 1, "digits", bundle(generation), "onnx-cpu", DEVICE if is_model else STAGE_DEVICE,
+            Signature((given,), (result if is_model else given,), 8), send,
+            slot=Slot(slot or f"{stage}{generation}"), depth=depth, stage=stage,
         )  # fmt: skip
         self.dispatcher.register(replica, self.now)
         self.dispatcher.credit(replica, depth, self.now)
         return replica
 
-    def _answer(self, replica: Replica, frame: Frame, generation: int, cost_s: float) -> None:
+    def _compute_batch(self, replica: Replica, frame: Frame, generation: int, cost_s: float) -> None:
         rows: Any = frame.head["rows"]
-        mode = self.modes.get(generation, "ok")
+        is_model = replica.stage == "model"
+        mode = self.modes.get(generation, "ok") if is_model else "ok"
         if mode == "silent":
             return
         bad = None if mode == "ok" else {"kind": mode, "error": f"{mode} of {generation}"}
         self.replies.append((generation, sum(rows)))
         outputs: list[Any] = []
         if bad is None:
-            outputs = [("y", "FP32", (sum(rows), 1), [np.full((sum(rows), 1), generation, np.float32).tobytes()])]
+            outputs = [
+                (
+                    "y" if is_model else "x",
+                    "FP32",
+                    (sum(rows), 1),
+                    [np.full((sum(rows), 1), generation, np.float32).tobytes()],
+                )
+            ]
         head = {"status": [bad] * len(rows), "compute_us": int(cost_s * 1e6), "credit": 1}
         reply = b"".join(
             bytes(piece) for piece in encode_tensors(Kind.REPLY, head, "outputs", outputs, number=frame.id)

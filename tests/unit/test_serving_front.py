@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import gzip
+import random
 from typing import Any
 
 import pytest
 from support.trial_world import TrialWorld
 
+from orchestrator.serving.protocol import codings
 from orchestrator.serving.protocol.exchange import Exchange
 from orchestrator.serving.protocol.heads import Head
 from orchestrator.serving.protocol.limits import Limits
@@ -66,3 +70,27 @@ def test_only_the_admin_socket_believes_in_probes(probes: bool) -> None:
     assert door.post(b"/v2/models/digits/infer", x_orchestrate_probe=b"1") == b"HTTP/1.1 200 OK"
     (event,) = door.world.dispatcher.recorder.events.read(0, 10)["events"]  # type: ignore[misc]
     assert event["synthetic"] is probes  # type: ignore[index]
+
+
+def test_a_table_that_comes_while_a_body_is_decoded() -> None:
+    async def ask() -> bytes:
+        door = Door()
+        blanks = "".join(random.Random(1).choices(" \t\n\r", k=1 << 17)).encode()
+        packed = gzip.compress(BODY + blanks)
+        assert len(packed) > codings.INLINE_BYTES
+        head = Head(b"POST", b"/v2/models/digits/infer", {b"content-encoding": b"gzip"}, keep_alive=True)
+        exchange = Exchange(Channel(), head, packed)
+        door.front.handle(exchange)
+        assert not exchange.done
+        door.world.put({2: 100})
+        door.front.table_changed()
+        door.world.serve(2)
+        for _ in range(500):
+            await asyncio.sleep(0.01)
+            door.world.wait(0.05)
+            if exchange.done:
+                break
+        answer: Any = exchange.take_answer()
+        return b"".join(bytes(piece) for piece in answer)
+
+    assert b'"model_version":"2"' in asyncio.run(ask())

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from support.trial_world import Person, TrialWorld
 
 from orchestrator.serving.router.mirror import MOST_RUNNING, MOST_WAITING, WAIT_S
+from orchestrator.serving.serve_settings import ServeSettings
 
 HEADERS = [
     {"name": "x-team", "how": "exact", "value": "qa"},
@@ -284,6 +285,25 @@ def test_stable_failing_too_is_what_the_client_sees() -> None:
     (person,) = one.crowd(1)
     assert person.error is not None
     assert person.error.message == "execution of 1"
+
+
+def test_generations_with_stages_fall_back_and_are_copied_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    staged = ServeSettings(preprocess="code:before")
+    monkeypatch.setattr("orchestrator.serving.router.routes.read_serve_settings", lambda _: staged)
+    one = world(50, mirror=100)
+    assert {person.generation for person in one.crowd(100)} == {0}, "no preprocessing yet: 503"
+    one.watcher.rows.clear()
+    for number in (1, 2):
+        one.serve(number, stage="preprocess")
+    assert generations(one.crowd(100)) == {1: 50, 2: 50}
+    assert one.watcher.count() == {(1, "weighted"): 50, (2, "weighted"): 50, (2, "mirror"): 50}
+    assert one.watcher.pairs == [(1, 1.0, 2, 2.0)] * 50
+    for mode, row in (("execution", (500, "execution", True)), ("rejected", (500, "wrongly_rejected", True))):
+        one.watcher.rows.clear()
+        one.modes[2] = mode
+        assert generations(one.crowd(100)) == {1: 100}
+        assert Counter(row[3:] for row in one.watcher.rows if row[:2] == (2, "weighted")) == {row: 50}
+        assert one.watcher.count()[1, "fallback"] == 50
 
 
 def test_nobody_is_asked_twice_for_a_client_that_has_gone_or_whose_time_is_over() -> None:

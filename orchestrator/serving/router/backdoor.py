@@ -17,7 +17,7 @@ from orchestrator.serving.observe.gauges import exposition
 from orchestrator.serving.protocol.exchange import JSON, TEXT, Exchange
 from orchestrator.serving.router.control import CONTROL, control
 from orchestrator.serving.router.front import allowed
-from orchestrator.serving.router.peers import merge_events, merge_evidence, merge_metrics, merge_status
+from orchestrator.serving.router.peers import Status, merge_events, merge_evidence, merge_metrics, merge_status
 from orchestrator.serving.table import RoutingTable
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class Backdoor:
     def __init__(self, router: Router) -> None:
         self._router = router
         self._tasks: set[asyncio.Task[bytes]] = set()
+        self._evidence_told: dict[str, dict[int, Status]] = {}
 
     def handle(self, exchange: Exchange) -> None:
         """Answer one exchange."""
@@ -97,7 +98,11 @@ class Backdoor:
             "boot": router.recorder.events.boot,
             **router.evidence.to_json(endpoint),
         }
-        return orjson.dumps(merge_evidence({"routers": [own]}, others))
+        told = self._evidence_told = {
+            name: rows for name, rows in self._evidence_told.items() if name in router.routes.endpoints
+        }
+        told[endpoint] = merge_evidence(own, others, told.get(endpoint, {}))
+        return orjson.dumps({"routers": list(told[endpoint].values())})
 
     async def _tell_events(self, cursors: list[int], limit: int) -> bytes:
         each = max(1, limit // len(cursors))

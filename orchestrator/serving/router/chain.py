@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -101,7 +100,7 @@ class Chain:
             return
         lane = self._left.pop(0)
         lane.expected -= 1
-        self._submit(lane, _fitted(outputs, request.lane, lane), time.monotonic())
+        self._submit(lane, _fitted(outputs, request.lane, lane), self._dispatcher.clock())
 
     def _answer(self, lane: Lane, outputs: Sequence[Tensor]) -> None:
         shown = (lane.generation, lane.headers, lane.grpc_head)
@@ -123,7 +122,7 @@ class Chain:
 
     def _end(self, status: int, kind: str, outputs: Sequence[Tensor] | None = None) -> None:
         asked = self._asked
-        lane, total_s = asked.lane, time.monotonic() - asked.arrived
+        lane, total_s = asked.lane, self._dispatcher.clock() - asked.arrived
         queue_s = self._queue_s if status == 200 else min(self._queue_s, total_s)
         ok, rows = status == 200, asked.fitted.rows
         lane.statistics.ended(ok=ok, rows=rows, queue_s=queue_s, compute_us=self._compute_us, total_s=total_s)

@@ -152,7 +152,9 @@ class Front:
         def go_on(done: asyncio.Future[bytes]) -> None:
             try:
                 exchange.replace_body(done.result())
-                self._submit(exchange, place, arrived)
+                route, version = place  # the table may have changed meanwhile
+                now = self._routes.find(route.name, None if version is None else str(version))
+                self._submit(exchange, now, arrived)
             except RequestError as error:
                 self._refuse(exchange, place, error, arrived)
 

@@ -81,9 +81,11 @@ class Mirror:
 
     def offer(self, asked: InferRequest, request: Request, outputs: Sequence[Tensor]) -> None:
         """Copy a request that stable has just answered."""
+        if not self.percent:
+            return
         pair = _Pair(asked, request, outputs, self._dispatcher.clock())
         size = pair.size_bytes
-        if len(self._waiting) >= MOST_WAITING or self._bytes + size > MOST_BYTES or not self.percent:
+        if len(self._waiting) >= MOST_WAITING or self._bytes + size > MOST_BYTES:
             self._count("dropped")
             return
         self._waiting.append(pair)

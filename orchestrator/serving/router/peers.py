@@ -117,10 +117,18 @@ def merge_events(own: Status, others: Mapping[int, bytes], cursors: Sequence[int
     }
 
 
-def merge_evidence(own: Status, others: Mapping[int, bytes]) -> Status:
-    """Return what each router has counted, side by side: sums would hide that one has begun anew."""
-    rows = [row for text in others.values() for row in orjson.loads(text)["routers"]]
-    return {"routers": [*own["routers"], *rows]}
+def merge_evidence(own: Status, others: Mapping[int, bytes], told: Mapping[int, Status]) -> dict[int, Status]:
+    """Return what each router has counted, side by side: sums would hide that one has begun anew.
+
+    Args:
+        own: The row of the router that leads.
+        others: What the others have answered.
+        told: What was told before: who does not answer in time is told as it was then, marked `stale`. Left out, it would seem to
+            begin anew when it answers again.
+    """
+    rows = {row["router"]: row for text in others.values() for row in orjson.loads(text)["routers"]}
+    missed = {number: {**row, "stale": True} for number, row in told.items() if number not in rows}
+    return dict(sorted({**missed, **rows, own["router"]: {**own}}.items()))
 
 
 def merge_metrics(own: bytes, others: Mapping[int, bytes]) -> bytes:
