@@ -69,10 +69,10 @@ class RouterAdmin:
         """Return what every router process has counted of an endpoint with a split; times are in buckets of `serving.observe.buckets`.
 
         Counts grow from the start of each process, whose `boot` then changes; they are never summed over processes, and one that
-        does not answer in time is left out::
+        does not answer in time is told as it was told before, and `stale`::
 
             {"routers": [{
-                "router": 0, "boot": "1f0c…", "version": 7,                  # version of the table that it routes by
+                "router": 0, "boot": "1f0c…", "version": 7,                   # version of the table that it routes by
                 "split": {"stable": 3, "canary": 4, …} | None,                # as in the table
                 "arms": [{
                     "generation": 4, "traffic": "weighted", "weight": 10,     # weight: the canary's, when they were dealt
@@ -85,7 +85,8 @@ class RouterAdmin:
                     "users": 40, "users_error": 1, "users_nonfinite": 0,      # sticky only: distinct clients
                     "capped": False,                                          # clients were no longer counted: there were too many
                 }],
-                "failures_in_row": {"4": 0},                                  # server's faults since the last good answer
+                "failures_in_row": {"4": 0},                                  # server's faults since the last good answer: of users'
+                                                                              # requests, or of probes and copies, whichever are more
                 "pairs": {"canary": 4, "stable": 3, "n": 50, "agree": 50, "top1": 50, "flips": 0, "nonfinite": 0, "misfit": 0,
                           "max_abs": 1e-6, "dropped": 0, "failed": 0, "faster": 20, "slower": 30} | None,
                 "classes": {"3": {"0": 12}, "4": {"0": 11, "7": 1}},          # of sampled answers: class with the highest score

@@ -109,24 +109,22 @@ def test_a_batch_is_one_sample_of_the_device_time(evidence: Evidence) -> None:
 
 
 def test_failures_in_a_row_are_of_the_generation(evidence: Evidence) -> None:
-    for of, status in (
-        (arm(4), 500),
-        (arm(4, "header"), 503),
-        (arm(3), 200),
-        (arm(4), 400),
-        (arm(4), 499),
-        (arm(4, "mirror"), 500),
-    ):
+    for of, status in ((arm(4), 500), (arm(4, "header"), 503), (arm(3), 200), (arm(4), 400), (arm(4), 499)):
         evidence.ended(request(of), status, "x", 0.001, None)
-    assert told(evidence)["failures_in_row"] == {"4": 3, "3": 0}
+    evidence.ended(request(arm(4, "probe")), 200, "", 0.001, None)
+    assert told(evidence)["failures_in_row"] == {"4": 2, "3": 0}, "golden samples hide nothing"
     evidence.ended(request(arm(4, "version")), 200, "", 0.001, None)
     assert told(evidence)["failures_in_row"] == {"4": 0, "3": 0}
+    evidence.ended(request(arm(4, "mirror")), 500, "execution", 0.001, None)
+    evidence.ended(request(arm(4)), 200, "", 0.001, None)
+    assert told(evidence)["failures_in_row"] == {"4": 1, "3": 0}
 
 
 def test_outputs_that_are_not_sound_count_whatever_the_answer(evidence: Evidence) -> None:
     evidence.ended(request(arm(4), flags=NONFINITE), 500, "non_finite", 0.001, None)
     evidence.ended(request(arm(4), flags=SATURATED), 200, "", 0.001, None)
     evidence.ended(request(arm(4), flags=SATURATED | NONFINITE), 200, "", 0.001, None)
+    evidence.ended(request(arm(4), flags=NONFINITE), 499, "client_gone", 0.001, None)
     assert (only(evidence)["nonfinite"], only(evidence)["saturated"]) == (2, 2)
 
 
@@ -151,6 +149,20 @@ def test_too_many_users_are_not_told_apart() -> None:
         evidence.ended(request(arm(4, "sticky"), user=user), 200 if user < 3 else 500, "", 0.001, None)
     row = only(evidence)
     assert [row[key] for key in ("users", "users_error", "capped", "requests")] == [2, 0, True, 5]
+
+
+def test_all_arms_share_the_room_for_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.serving.observe.evidence._MOST_USERS_TOGETHER", 3)
+    evidence = Evidence()
+    evidence.apply(table(weight=20))
+    for weight in (10, 20):
+        for user in (1, 2):
+            evidence.ended(request(arm(4, "sticky", weight), user=user), 200, "", 0.001, None)
+    assert [(row["users"], row["capped"]) for row in told(evidence)["arms"]] == [(2, False), (1, True)]
+    for now in (1.5, 30.0, 63.0):
+        evidence.tick(now)
+    evidence.ended(request(arm(4, "sticky", 30), user=1), 200, "", 0.001, None)
+    assert [(row["users"], row["capped"]) for row in told(evidence)["arms"]] == [(2, True), (1, True), (1, False)]
 
 
 def test_users_of_a_weight_that_has_gone_are_let_go(evidence: Evidence) -> None:

@@ -47,8 +47,12 @@ def test_events_go_on_where_each_router_stood() -> None:
 def test_evidence_is_never_summed() -> None:
     rows: list[dict[str, Any]] = [{"router": number, "boot": f"b{number}", "arms": []} for number in range(3)]
     others = {number: orjson.dumps({"routers": [rows[number]]}) for number in (1, 2)}
-    assert merge_evidence({"routers": rows[:1]}, others) == {"routers": rows}
-    assert merge_evidence({"routers": rows[:1]}, {2: others[2]}) == {"routers": [rows[0], rows[2]]}
+    told = merge_evidence(rows[0], others, {})
+    assert list(told.values()) == rows
+    assert list(merge_evidence(rows[0], {2: others[2]}, {}).values()) == [rows[0], rows[2]]
+    late = merge_evidence(rows[0], {2: others[2]}, told)
+    assert list(late.values()) == [rows[0], {**rows[1], "stale": True}, rows[2]], "it has not begun anew"
+    assert list(merge_evidence(rows[0], others, late).values()) == rows
 
 
 def test_a_family_of_metrics_comes_once() -> None:

@@ -29,17 +29,28 @@ def result_of(status: int, kind: str) -> Result:
     return "error" if status >= 500 else "rejected"
 
 
+class Room:
+    """How many clients may still be told apart, by all arms together."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+
 class Users:
     """Distinct clients, each counted once for each thing that has happened to it.
 
     Args:
         most: So many are told apart; then no new one is counted, and `capped` is set.
+        room: Shared with others, likewise.
     """
 
-    __slots__ = ("_most", "_seen", "capped", "count", "error", "nonfinite", "requests")
+    __slots__ = ("_most", "_room", "_seen", "capped", "count", "error", "nonfinite", "requests")
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, room: Room) -> None:
         self._most = most
+        self._room = room
         self._seen: dict[int, int] = {}
         self.count = self.error = self.nonfinite = self.requests = 0
         self.capped = False
@@ -54,9 +65,10 @@ class Users:
         bits = _SEEN | _ERROR * error | NONFINITE * nonfinite
         old = self._seen.get(user)
         if old is None:
-            if len(self._seen) >= self._most or self.capped:
+            if self.capped or len(self._seen) >= self._most or self._room.left <= 0:
                 self.capped = True
                 return
+            self._room.left -= 1
             self.count += 1
             old = 0
         if bits & ~old:
@@ -67,6 +79,7 @@ class Users:
     def let_go(self) -> None:
         """Forget who they were, for their memory; the counts stay, and end."""
         self.capped = True
+        self._room.left += len(self._seen)
         self._seen = {}
 
 
@@ -74,17 +87,23 @@ class GenerationCounts:
     """One generation, whatever the arm.
 
     Attributes:
-        failures_in_row: Server's faults since the last good answer.
+        failed_in_row: Server's faults since the last good answer: of users' requests, and of those that we make ourselves. Good
+            answers to golden samples must not hide that users get none.
         classes: Of sampled answers, by the class with the highest score.
         samples_left: Answers that may be sampled until the next tick.
     """
 
-    __slots__ = ("classes", "failures_in_row", "samples_left")
+    __slots__ = ("classes", "failed_in_row", "samples_left")
 
     def __init__(self) -> None:
-        self.failures_in_row = 0
+        self.failed_in_row = [0, 0]
         self.samples_left = SAMPLES_A_TICK
         self.classes: dict[int, int] = {}
+
+    @property
+    def failures_in_row(self) -> int:
+        """The larger of the two."""
+        return max(self.failed_in_row)
 
 
 class ArmCounts:
@@ -99,24 +118,25 @@ class ArmCounts:
     """
 
     __slots__ = (
-        "_last", "arm", "compute", "errors", "fell_back", "nonfinite", "own", "results", "saturated", "seen", "total", "users",
+        "_last", "_ours", "arm", "compute", "errors", "fell_back", "nonfinite", "own", "results", "saturated", "seen", "total", "users",
     )  # fmt: skip
 
-    def __init__(self, arm: Arm, own: GenerationCounts, most_users: int) -> None:
+    def __init__(self, arm: Arm, own: GenerationCounts, users: Users) -> None:
         self.arm = arm
+        self._ours = int(arm.traffic in ("probe", "mirror"))
         self.own = own
         self.results: dict[Result, int] = dict.fromkeys(("ok", "error", "refused", "rejected", "gone"), 0)
         self.errors: dict[str, int] = {}
         self.fell_back = self.nonfinite = self.saturated = self.seen = 0
         self.compute: dict[int, dict[int, int]] = {}
         self.total: dict[int, int] = {}
-        self.users = Users(most_users)
+        self.users = users
         self._last: tuple[str, int, int] = ("", 0, 0)
 
     def answered(self, ran: tuple[str, int, int], total_s: float) -> None:
         """Count a good answer, and the batch that gave it: requests of one batch share its time, and are no samples of their own."""
         self.results["ok"] += 1
-        self.own.failures_in_row = 0
+        self.own.failed_in_row[self._ours] = 0
         bucket = bucket_of(total_s * 1e6)
         self.total[bucket] = self.total.get(bucket, 0) + 1
         if ran != self._last or ran[1] <= 1:
@@ -134,7 +154,7 @@ class ArmCounts:
         self.results[result] += 1
         if result == "error":
             self.errors[kind] = self.errors.get(kind, 0) + 1
-            self.own.failures_in_row += 1
+            self.own.failed_in_row[self._ours] += 1
         return result
 
     def flagged(self, flags: int) -> None:

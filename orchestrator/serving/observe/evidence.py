@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Literal
 
 from orchestrator.serving.link.wire import NONFINITE
-from orchestrator.serving.observe.arm_counts import SAMPLES_A_TICK, ArmCounts, GenerationCounts
+from orchestrator.serving.observe.arm_counts import SAMPLES_A_TICK, ArmCounts, GenerationCounts, Room, Users
 from orchestrator.serving.observe.arms import Arm
 from orchestrator.serving.observe.likeness import top_classes
 from orchestrator.serving.observe.pairs import Comparer, PairCounts
@@ -35,6 +35,7 @@ class Evidence:
 
     def __init__(self, most_users: int = _MOST_USERS) -> None:
         self._most_users = most_users
+        self._room = Room(_MOST_USERS_TOGETHER)
         self._arms: dict[Arm, ArmCounts] = {}
         self._generations: dict[Place, GenerationCounts] = {}
         self._pairs: dict[Place, PairCounts] = {}
@@ -53,8 +54,9 @@ class Evidence:
         if arm is None:
             return
         counts = self._arms.get(arm) or self._begin(arm)
+        ok = status == 200
         error = False
-        if status == 200:
+        if ok:
             counts.answered(request.ran, total_s)
             own = counts.own
             if own.samples_left and outputs is not None and arm.traffic != "probe":
@@ -64,11 +66,12 @@ class Evidence:
         else:
             error = counts.failed(status, kind) == "error"
             counts.fell_back += request.fell_back
-        flags = request.flags
-        if flags:
-            counts.flagged(flags)
-        if arm.traffic == "sticky" and request.user >= 0 and (status == 200 or error):
-            counts.users.saw(request.user, error=error, nonfinite=bool(flags & NONFINITE))
+        if ok or error:
+            flags = request.flags
+            if flags:
+                counts.flagged(flags)
+            if arm.traffic == "sticky" and request.user >= 0:
+                counts.users.saw(request.user, error=error, nonfinite=bool(flags & NONFINITE))
 
     def paired(
         self, stable: Request, stable_outputs: Sequence[Tensor], canary: Request, canary_outputs: Sequence[Tensor]
@@ -92,9 +95,7 @@ class Evidence:
 
     def _begin(self, arm: Arm) -> ArmCounts:
         own = self._generations.setdefault((arm.endpoint, arm.generation), GenerationCounts())
-        held = sum(len(counts.users) for counts in self._arms.values())
-        room = max(0, min(self._most_users, _MOST_USERS_TOGETHER - held))
-        found = self._arms[arm] = ArmCounts(arm, own, room)
+        found = self._arms[arm] = ArmCounts(arm, own, Users(self._most_users, self._room))
         return found
 
     def _pairs_of(self, canary: Arm, stable: int) -> PairCounts:
@@ -144,7 +145,7 @@ class Evidence:
         for kept in (self._left_at, self._generations, self._pairs):
             kept.pop(place, None)
         for arm in [arm for arm in self._arms if (arm.endpoint, arm.generation) == place]:
-            del self._arms[arm]
+            self._arms.pop(arm).users.let_go()
             self._idle_since.pop(arm, None)
 
     # --- what is told ---
