@@ -1,29 +1,32 @@
 """Deploy: from a bundle on disk to the live generation of an endpoint. Kill it anywhere, run it again, same end.
 
-    append staged -> publish beside the old -> replicas ready -> smoke test -> commit live -> publish -> drain -> retire
+    append staged -> publish beside the old -> replicas ready -> smoke test -> walk (controller.py) -> commit live
+    -> publish -> the former one stays warm, older ones drain and retire
 
-The ledger decides and the table follows: a crash between the two is healed by the next publish. Until the commit the
-old generation serves untouched; after it the switch is one write at the router, and the old one drains.
+The ledger decides and the table follows: a crash between the two is healed by the next publish. Without a strategy, or
+with nothing live, there is no walk: the switch is one write at the router.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
 
-from orchestrator.core.errors import GateError, IntegrityError, OrchestratorError, ServingError, Unreachable, UsageError
+from orchestrator.core.errors import Conflict, GateError, IntegrityError, ServingError, UsageError
 from orchestrator.core.faults import point
 from orchestrator.core.ids import check_name
-from orchestrator.ledger import Generation, GenerationState, Holder, Lease, Ledger, Owner
-from orchestrator.rollout.readiness import busy, readiness
-from orchestrator.rollout.reconcile import publish
+from orchestrator.ledger import Generation, GenerationState, Holder, Lease, Ledger, Owner, Rollout, RolloutState
+from orchestrator.rollout.controller import Controller, outcome
+from orchestrator.rollout.lead import follow
 from orchestrator.rollout.request import Deployed, DeployRequest
+from orchestrator.rollout.room import make_room
 from orchestrator.rollout.site import Site
 from orchestrator.rollout.smoke import SmokeReport, smoke_test
+from orchestrator.rollout.stage import TTL_S, Pace, Stage
 
-_TTL_S: Final = 60.0
-_POLL_S: Final = 0.1
+_MOST_FLIPS: Final = 3
+"""So many rollouts of one build, one after the other, may be taken back by themselves; then a person must look."""
 
 
 def deploy(
@@ -34,6 +37,7 @@ def deploy(
     *,
     on_wait: Callable[[Holder], None] | None = None,
     tell: Callable[[str], None] | None = None,
+    pace: Pace | None = None,
 ) -> Deployed:
     """Make a bundle the live generation of an endpoint, or leave everything as it was.
 
@@ -44,52 +48,87 @@ def deploy(
         owner: Who asks; the same command by anyone finishes what a killed one began.
         on_wait: Hears of another rollout of this endpoint that is waited for.
         tell: Hears one line per stage.
+        pace: Clock and sleep of the walk.
 
     Raises:
         Conflict: Another rollout holds the endpoint, another generation is live than expected, or fenced.
-        GateError: The smoke test said no; the generation is `failed`, the old one is untouched.
+        GateError: The smoke test or the evidence said no; the generation is `failed`, the old one has all requests.
         ServingError: The replicas did not get ready; likewise.
+        Waiting: The rollout is paused; the same command goes on.
+        NoCapacity: The pool cannot hold both generations; nothing was loaded.
         Unreachable: The router did not answer; nothing is decided, the same command goes on.
     """
     name = f"endpoint/{check_name(request.endpoint, 'endpoint')}"
-    with ledger.leases.held(name, owner, ttl_s=_TTL_S, wait_s=request.wait_s, on_wait=on_wait) as lease:
-        return _Walk(ledger, site, request, lease, tell or _silent).go()
+    pace = pace or Pace()
+    while True:
+        ours = _under_way(ledger, request)
+        wait_s = 0.0 if ours is not None else request.wait_s
+        try:
+            lease = ledger.leases.acquire(name, owner, ttl_s=TTL_S, wait_s=wait_s, on_wait=on_wait)
+        except Conflict:
+            if ours is None:
+                raise
+            ended = follow(ledger, ours, on_wait=on_wait, pace=pace)
+            if ended is not None:
+                outcome(ended)
+            continue
+        try:
+            return _Deploy(ledger, site, request, lease, tell or _silent, pace).go()
+        finally:
+            ledger.leases.release(lease)
 
 
 def _silent(_text: str) -> None:
     return
 
 
-class _Walk:
-    """One walk, by the holder of the endpoint's lease."""
+def _under_way(ledger: Ledger, request: DeployRequest) -> Rollout | None:
+    """Return the active rollout of what is asked for, which another command may be driving."""
+    active = ledger.rollouts.active(request.endpoint)
+    canary = ledger.generations.get(request.endpoint, active.generation) if active is not None else None
+    return active if canary is not None and request.asks_for(canary) else None
+
+
+class _Deploy:
+    """One deploy, by the holder of the endpoint's lease."""
 
     def __init__(
-        self, ledger: Ledger, site: Site, request: DeployRequest, lease: Lease, tell: Callable[[str], None]
+        self,
+        ledger: Ledger,
+        site: Site,
+        request: DeployRequest,
+        lease: Lease,
+        tell: Callable[[str], None],
+        pace: Pace,
     ) -> None:
-        self._ledger = ledger
-        self._site = site
-        self._request = request
-        self._lease = lease
-        self._tell = tell
-        self._renewed = time.monotonic()
+        self._ledger, self._site, self._request, self._lease = ledger, site, request, lease
+        self._tell, self._pace = tell, pace
+        self._stage = Stage(ledger, site, lease, actor=request.actor, tell=tell, pace=pace)
 
     def go(self) -> Deployed:
         known = self._ledger.generations.list(self._request.endpoint)
         live = next((g for g in known if g.state == GenerationState.LIVE), None)
         self._check_pool(live)
-        if live is not None and self._is_wanted(live):
+        self._check_others()
+        if live is not None and self._request.asks_for(live) and not _staged(known):
+            row = self._ledger.rollouts.get(live.endpoint, live.number)
+            if row is not None and row.state.active:
+                row = self._walk(row)
             self._finish(live)
-            return self._result(live, previous=0, smoke=None)
+            return self._result(live, previous=0, smoke=None, rollout=row)
         staged = self._append(known, live)
-        try:
-            smoke = self._prove(staged)
-        except (GateError, IntegrityError, ServingError) as error:
-            self._fail(staged, error)
-            raise
-        self._set(staged, GenerationState.LIVE)
-        point("deploy.live")
-        self._finish(staged)
-        return self._result(staged, previous=0 if live is None else live.number, smoke=smoke)
+        previous = 0 if live is None else live.number
+        row, smoke = self._ledger.rollouts.get(staged.endpoint, staged.number), None
+        if row is None:
+            smoke = self._prove_or_fail(staged)
+            row = self._begin(staged, previous, known)
+        if row is not None:
+            row = self._walk(row)
+        else:
+            self._stage.set_state(staged, GenerationState.LIVE, former=GenerationState.WARM)
+            point("deploy.live")
+            self._finish(staged)
+        return self._result(staged, previous=previous, smoke=smoke, rollout=row)
 
     def _check_pool(self, live: Generation | None) -> None:
         if live is not None and (live.pool, live.site) != (self._request.pool, self._site.name):
@@ -99,118 +138,112 @@ class _Walk:
                 hint="give the new pool another endpoint name",
             )
 
-    def _is_wanted(self, live: Generation) -> bool:
-        asked = self._request
-        same = (live.bundle, live.variant, live.runtime, live.device) == (
-            asked.bundle,
-            asked.variant,
-            asked.runtime,
-            asked.device,
+    def _check_others(self) -> None:
+        """Somebody else's rollout is not swept away: whoever paused it may have a reason."""
+        active = self._ledger.rollouts.active(self._request.endpoint)
+        if active is None or _under_way(self._ledger, self._request) is not None:
+            return
+        raise Conflict(
+            f"generation {active.generation} of {active.endpoint!r} is being rolled out by {active.actor}"
+            f" ({active.state}, {active.weight} %)",
+            hint=f"wait for it, or `orchestrate rollout abort --endpoint {active.endpoint}`, then repeat the command",
+            details={"endpoint": active.endpoint, "staged": active.generation, "live": active.stable},
         )
-        return same and [b["variant"] for b in live.builds] == [b["variant"] for b in asked.builds]
 
     def _append(self, known: tuple[Generation, ...], live: Generation | None) -> Generation:
         """Append the generation, or find the one that a killed deploy of the same request left staged."""
         asked = self._request
         settled = max((g.number for g in known if g.state != GenerationState.STAGED), default=0)
         wanted = asked.for_ledger(self._site.name, live=live.number if live else 0, settled=settled)
-        for left in known:
-            if left.state == GenerationState.STAGED and left.request_id != wanted.request_id:
-                # Its deploy is dead or fenced, since the lease is ours.
-                error = {"error": "Superseded", "message": f"left behind; {asked.actor} deployed {asked.bundle}"}
-                self._set(left, GenerationState.FAILED, error)
+        left = _staged(known)
+        if left is not None and left.request_id != wanted.request_id and not self._goes_on(left):
+            # Its deploy is dead or fenced, since the lease is ours.
+            error = {"error": "Superseded", "message": f"left behind; {asked.actor} deployed {asked.bundle}"}
+            self._stage.set_state(left, GenerationState.FAILED, error=error)
+            left = None
+        if left is not None and self._goes_on(left):
+            return left
+        if left is None:
+            make_room(self._ledger, self._site, self._stage, asked, live)
         staged = self._ledger.generations.append(wanted, self._lease)
         point("deploy.appended")
         return staged
 
+    def _goes_on(self, left: Generation) -> bool:
+        """Tell whether a staged generation is what is asked for and has a rollout: whoever asks, it goes on."""
+        return self._request.asks_for(left) and self._ledger.rollouts.get(left.endpoint, left.number) is not None
+
+    def _prove_or_fail(self, staged: Generation) -> SmokeReport:
+        try:
+            return self._prove(staged)
+        except (GateError, IntegrityError, ServingError) as error:
+            self._stage.fail(staged, error)
+            raise
+
     def _prove(self, staged: Generation) -> SmokeReport:
-        version = publish(self._ledger, self._site, self._lease).version
+        version = self._stage.publish()
         point("deploy.staged")
-        self._wait_ready(staged, version)
+        self._stage.wait_ready(staged, version, self._request.ready_timeout_s)
         point("deploy.ready")
         self._tell(f"generation {staged.number}: golden samples through the router")
         asked = self._request
-        smoke = smoke_test(self._site, staged, asked.thresholds, saturating=asked.saturating, alive=self._renew)
+        smoke = smoke_test(self._site, staged, asked.thresholds, saturating=asked.saturating, alive=self._stage.renew)
         subject = f"{staged.endpoint}/{staged.number}"
         self._ledger.audit.append(asked.actor, "rollout.smoke", subject, {"report": smoke.to_json()})
         point("deploy.smoked")
         return smoke
 
-    def _finish(self, live: Generation) -> None:
-        """Make the router show what the ledger has decided, and let the former generations end. Idempotent."""
-        version = publish(self._ledger, self._site, self._lease).version
-        point("deploy.switched")
-        self._wait_ready(live, version)
-        known = self._ledger.generations.list(live.endpoint)
-        former = [g for g in known if g.state == GenerationState.DRAINING]
-        if not former:
-            return
-        self._tell(f"generation {live.number} is live; draining {', '.join(str(g.number) for g in former)}")
-        self._drain(former)
-        point("deploy.drained")
-        for generation in former:
-            self._set(generation, GenerationState.RETIRED)
-        point("deploy.retired")
-        publish(self._ledger, self._site, self._lease)
-        point("deploy.published")
-
-    def _wait_ready(self, generation: Generation, version: int) -> None:
-        deadline = time.monotonic() + self._request.ready_timeout_s
-        slots = self._ledger.generations.slots(generation.endpoint)
-        said = ""
-        while True:
-            found = readiness(self._site.status(), generation, version, slots)
-            if found.ready:
-                return
-            what = f"generation {generation.number} of {generation.endpoint!r}"
-            if found.failure:
-                raise ServingError(
-                    f"{what} cannot be served: {found.failure}",
-                    hint="fix the bundle or the pool, then repeat the command",
-                    details={"endpoint": generation.endpoint, "generation": generation.number},
-                )
-            if time.monotonic() >= deadline:
-                raise ServingError(
-                    f"{what} was not ready after {self._request.ready_timeout_s:g} s: {found.text}",
-                    hint="look at `orchestrate site status` and the agent's log",
-                )
-            if found.text != said:
-                said = found.text
-                self._tell(f"generation {generation.number}: {said}")
-            self._pause()
-
-    def _drain(self, former: list[Generation]) -> None:
-        deadline = time.monotonic() + self._request.drain_timeout_s
-        while time.monotonic() < deadline:
-            status = self._site.status()
-            if not any(busy(status, generation) for generation in former):
-                return
-            self._pause()
-
-    def _fail(self, staged: Generation, error: OrchestratorError) -> None:
-        """Give up before the switch: the ledger first, then the table without the failed generation."""
-        self._set(staged, GenerationState.FAILED, error.to_json())
-        point("deploy.failed")
-        try:
-            publish(self._ledger, self._site, self._lease)
-        except Unreachable:
-            return  # the caller hears why the deploy failed; the next publish takes it out of the table
-
-    def _set(self, generation: Generation, state: GenerationState, error: Mapping[str, Any] | None = None) -> None:
-        actor = self._request.actor
-        self._ledger.generations.set_state(
-            generation.endpoint, generation.number, state, self._lease, actor=actor, error=error
+    def _begin(self, staged: Generation, stable: int, known: tuple[Generation, ...]) -> Rollout | None:
+        """Begin the walk; None where there is nothing to walk: with nothing live only the approvals count."""
+        strategy, asked = self._request.strategy, self._request
+        walks = bool(strategy.steps) or strategy.analysis is not None
+        if not strategy.approvals and not (walks and stable):
+            return None
+        flips = self._flips(known)
+        row = Rollout(
+            endpoint=staged.endpoint,
+            generation=staged.number,
+            site=staged.site,
+            pool=staged.pool,
+            stable=stable,
+            strategy=strategy.to_json(),
+            step=0 if stable else len(strategy.steps),
+            actor=asked.actor,
+            reason=asked.reason,
         )
+        begun = self._ledger.rollouts.begin(row, self._lease)
+        point("rollout.begun")
+        if flips < _MOST_FLIPS:
+            return begun
+        return self._hold(begun, f"this bundle was taken back {flips} times; look why, then resume or abort")
 
-    def _pause(self) -> None:
-        self._renew()
-        time.sleep(_POLL_S)
+    def _hold(self, row: Rollout, text: str) -> Rollout:
+        waiting = {"kind": "operator", "text": text, "since": self._pace.now()}
+        return self._ledger.rollouts.save(replace(row, state=RolloutState.PAUSED, waiting=waiting), self._lease)
 
-    def _renew(self) -> None:
-        if time.monotonic() - self._renewed > _TTL_S / 4:
-            self._ledger.leases.renew(self._lease, ttl_s=_TTL_S)
-            self._renewed = time.monotonic()
+    def _flips(self, known: tuple[Generation, ...]) -> int:
+        """Count how often the same build was taken back by itself, without anything else in between."""
+        flips = 0
+        for generation in sorted(known, key=lambda g: -g.number):
+            row = self._ledger.rollouts.get(generation.endpoint, generation.number)
+            if not self._request.asks_for(generation) or row is None or not (row.error or {}).get("automatic"):
+                break
+            flips += 1
+        return flips
 
-    def _result(self, live: Generation, *, previous: int, smoke: SmokeReport | None) -> Deployed:
+    def _walk(self, row: Rollout) -> Rollout:
+        return Controller(self._ledger, self._site, row, self._lease, tell=self._tell, pace=self._pace).run()
+
+    def _finish(self, live: Generation) -> None:
+        asked = self._request
+        self._stage.finish(live, ready_timeout_s=asked.ready_timeout_s, drain_timeout_s=asked.drain_timeout_s)
+
+    def _result(
+        self, live: Generation, *, previous: int, smoke: SmokeReport | None, rollout: Rollout | None
+    ) -> Deployed:
         url = f"{self._site.url}/v2/models/{live.endpoint}"
-        return Deployed(live.endpoint, live.number, live.bundle, live.pool, live.device, url, previous, smoke)
+        return Deployed(live.endpoint, live.number, live.bundle, live.pool, live.device, url, previous, smoke, rollout)
+
+
+def _staged(known: tuple[Generation, ...]) -> Generation | None:
+    return next((g for g in known if g.state == GenerationState.STAGED), None)

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator.core.digests import sha256_json
 from orchestrator.graph.verdict import Thresholds
-from orchestrator.ledger import GenerationKind, GenerationRequest
-from orchestrator.rollout.smoke import SmokeReport
+from orchestrator.ledger import Generation, GenerationKind, GenerationRequest, Rollout
+from orchestrator.rollout.strategy import Strategy
+
+if TYPE_CHECKING:
+    from orchestrator.rollout.capacity import PoolFacts
+    from orchestrator.rollout.smoke import SmokeReport
+
+LIMITS: Final = "limits"
+"""In a generation's evidence: what its smoke test asked; a rollback to it asks the same."""
+STRATEGY: Final = "strategy"
+"""In a generation's evidence: how it was rolled out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +43,8 @@ class DeployRequest:
         drain_timeout_s: How long the old generation may take to finish its requests before it is retired anyway;
             the router still answers those that it holds.
         wait_s: How long to wait for another rollout of this endpoint.
+        strategy: How it takes over from what is live; all at once where nothing is said or nothing is live.
+        facts: What is known of the pool's memory; None does not ask whether both generations fit.
     """
 
     endpoint: str
@@ -57,6 +68,12 @@ class DeployRequest:
     ready_timeout_s: float = 120.0
     drain_timeout_s: float = 30.0
     wait_s: float = 0.0
+    strategy: Strategy = field(default_factory=Strategy)
+    facts: PoolFacts | None = None
+
+    def asks_for(self, generation: Generation) -> bool:
+        """Tell whether a generation is what is asked for."""
+        return _wanted(generation) == _wanted(self)
 
     def for_ledger(self, site: str, *, live: int, settled: int) -> GenerationRequest:
         """Return the append that this request makes now.
@@ -101,8 +118,13 @@ class DeployRequest:
             request_id=sha256_json(identity),
             actor=self.actor,
             reason=self.reason,
-            evidence=self.evidence,
+            evidence={**self.evidence, LIMITS: asdict(self.thresholds) | {"saturating": self.saturating}}
+            | ({STRATEGY: self.strategy.to_json()} if self.strategy != Strategy() else {}),
         )
+
+
+def _wanted(of: DeployRequest | Generation) -> tuple[object, ...]:
+    return (of.bundle, of.variant, of.runtime, of.device, tuple(build["variant"] for build in of.builds))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +134,8 @@ class Deployed:
     Attributes:
         generation: Number of the live generation.
         previous: Number of the generation that was live before; 0 = none, or nothing changed.
-        smoke: What the golden samples showed; None when the bundle was live already.
+        smoke: What the golden samples showed; None when the bundle was live already, or an earlier command has seen it.
+        rollout: The walk that led to it; None where it took all requests at once.
     """
 
     endpoint: str
@@ -123,3 +146,4 @@ class Deployed:
     url: str
     previous: int
     smoke: SmokeReport | None
+    rollout: Rollout | None = None

@@ -137,7 +137,7 @@ def delete(
 
 
 def _end_all(ledger: Ledger, endpoint: str, lease: Lease, actor: str) -> list[Generation]:
-    """Give up what is staged and let what is live drain; returns all that drains, also what a killed delete left."""
+    """Give up what is staged and let what is loaded drain; returns all that drains, also what a killed delete left."""
     found: list[Generation] = []
     for generation in ledger.generations.list(endpoint):
         if generation.state == GenerationState.STAGED:
@@ -145,7 +145,7 @@ def _end_all(ledger: Ledger, endpoint: str, lease: Lease, actor: str) -> list[Ge
             ledger.generations.set_state(
                 endpoint, generation.number, GenerationState.FAILED, lease, actor=actor, error=error
             )
-        elif generation.state == GenerationState.LIVE:
+        elif generation.state in (GenerationState.LIVE, GenerationState.WARM):
             found.append(
                 ledger.generations.set_state(endpoint, generation.number, GenerationState.DRAINING, lease, actor=actor)
             )

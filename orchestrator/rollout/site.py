@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrator.serving.admin import RouterAdmin
-from orchestrator.serving.client import OipClient
 from orchestrator.serving.table import RoutingTable
 
-Tensors = Mapping[str, np.ndarray[Any, Any]]
+if TYPE_CHECKING:
+    import numpy as np
+
+    from orchestrator.serving.client import OipClient
+
+    Tensors = Mapping[str, np.ndarray[Any, Any]]
 
 
 class Answer(Protocol):
@@ -66,24 +68,40 @@ class Site(Protocol):
         """Return the router's view: generations, replicas, agents (`RouterAdmin.status`)."""
         ...
 
+    def evidence(self, endpoint: str) -> Mapping[str, Any]:
+        """Return what the routers have counted of a split endpoint (`RouterAdmin.evidence`)."""
+        ...
+
     def infer(self, endpoint: str, generation: int, inputs: Tensors) -> Answer:
         """Ask one generation, past the weights; counted as a probe, not as traffic."""
         ...
 
 
-@dataclass(frozen=True, slots=True)
 class RouterSite:
-    """The site behind a router: its admin socket and its public URL."""
+    """The site behind a router: its admin socket and its public URL.
 
-    name: str
-    url: str
-    admin: RouterAdmin
-    client: OipClient
+    Attributes:
+        name: Of the site.
+        url: Where clients call it.
+    """
+
+    def __init__(self, name: str, url: str, admin_socket: Path) -> None:
+        self.name = name
+        self.url = url
+        self.admin = RouterAdmin(admin_socket)
+        self._socket = admin_socket
 
     @classmethod
     def connect(cls, name: str, url: str, admin_socket: Path) -> RouterSite:
         """Describe the site; nothing is sent yet."""
-        return cls(name, url, RouterAdmin(admin_socket), OipClient(url, socket=admin_socket))
+        return cls(name, url, admin_socket)
+
+    @cached_property
+    def client(self) -> OipClient:
+        """What asks the models; made when it is needed, since a rollback needs none of it and must be quick."""
+        from orchestrator.serving.client import OipClient
+
+        return OipClient(self.url, socket=self._socket)
 
     def put_table(self, table: RoutingTable) -> None:
         """Publish a routing table."""
@@ -92,6 +110,10 @@ class RouterSite:
     def status(self) -> Mapping[str, Any]:
         """Return the router's view."""
         return self.admin.status()
+
+    def evidence(self, endpoint: str) -> Mapping[str, Any]:
+        """Return what the routers have counted."""
+        return self.admin.evidence(endpoint)
 
     def infer(self, endpoint: str, generation: int, inputs: Tensors) -> Answer:
         """Ask one generation."""

@@ -16,9 +16,10 @@ from orchestrator.core.errors import GateError
 from orchestrator.graph.parity import OutputMetrics, compare
 from orchestrator.graph.verdict import Thresholds, Verdict, judge
 from orchestrator.ledger import Generation
-from orchestrator.rollout.site import Answer, Site, Tensors
+from orchestrator.rollout.site import Answer, Site
 
 Array = np.ndarray[Any, Any]
+Tensors = Mapping[str, Array]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +63,10 @@ def smoke_test(
         IntegrityError: The golden samples cannot be read.
         ServingError: The router or the replica refused a sample.
     """
-    folder = Path(generation.path)
-    golden, ranks = _golden(folder)
+    golden, ranks = _golden(Path(generation.path))
     parts: list[Tensors] = []
-    for sample in range(golden.count):
+    for inputs in _requests(golden, ranks):
         alive()
-        inputs = {name: _sample(array, sample, ranks.get(name)) for name, array in golden.inputs.items()}
         answer = site.infer(generation.endpoint, generation.number, inputs)
         _check_origin(answer, generation)
         parts.append(answer.outputs)
@@ -86,6 +85,22 @@ def smoke_test(
             details={"smoke": report.to_json()},
         )
     return report
+
+
+def golden_requests(generation: Generation) -> list[Tensors]:
+    """Return the golden samples of a generation's bundle, one request each.
+
+    Raises:
+        IntegrityError: They cannot be read.
+    """
+    return _requests(*_golden(Path(generation.path)))
+
+
+def _requests(golden: Golden, ranks: Mapping[str, int]) -> list[Tensors]:
+    return [
+        {name: _sample(array, sample, ranks.get(name)) for name, array in golden.inputs.items()}
+        for sample in range(golden.count)
+    ]
 
 
 def _check_origin(answer: Answer, generation: Generation) -> None:

@@ -73,13 +73,13 @@ def test_the_first_deploy_goes_through_every_stage(ledger: Ledger, site: FakeSit
     assert [weights(table) for table in site.tables()] == [{1: ("staged", 0)}, {1: ("live", 100)}]
     live = ledger.generations.live("digits")
     assert live is not None
-    assert (live.artifact, live.evidence, live.actor) == (digest("a"), {"accuracy": 0.97}, "ada")
+    assert (live.artifact, live.evidence["accuracy"], live.actor) == (digest("a"), 0.97, "ada")
     actions = [row.action for row in ledger.audit.rows()]
     assert actions == ["generation.promote", "rollout.smoke", "generation.live"]
     assert ledger.leases.holder("endpoint/digits") is None
 
 
-def test_the_second_deploy_keeps_the_old_until_the_switch_and_retires_it_after(
+def test_the_second_deploy_keeps_the_old_until_the_switch_and_warm_after_it(
     ledger: Ledger, site: FakeSite, run: Run
 ) -> None:
     run("1")
@@ -87,23 +87,30 @@ def test_the_second_deploy_keeps_the_old_until_the_switch_and_retires_it_after(
     assert (done.generation, done.previous) == (2, 1)
     assert [weights(table) for table in site.tables()[2:]] == [
         {1: ("live", 100), 2: ("staged", 0)},
-        {1: ("draining", 0), 2: ("live", 100)},
-        {2: ("live", 100)},
+        {1: ("warm", 0), 2: ("live", 100)},
     ]
-    assert states(ledger) == {1: "retired", 2: "live"}
+    run("3")
+    assert [weights(table) for table in site.tables()[5:]] == [
+        {1: ("draining", 0), 2: ("warm", 0), 3: ("live", 100)},
+        {2: ("warm", 0), 3: ("live", 100)},
+    ]
+    assert states(ledger) == {1: "retired", 2: "warm", 3: "live"}
     assert (site.folder / "bundles" / "1" / "golden.safetensors").exists()
 
 
 def test_the_old_generation_is_retired_when_its_requests_are_done_or_the_time_is_over(
     ledger: Ledger, site: FakeSite, run: Run
 ) -> None:
-    run("1")
-    site.in_flight[1] = [2, 2, 1]
-    run("2")
+    for letter in "45":
+        make_bundle(site.folder, letter)
+    for letter in "12":
+        run(letter)
+    site.in_flight[1] = [2] * 6
+    run("3")
     assert site.in_flight[1] == []
     site.in_flight[2] = [1] * 10_000
-    run("3", drain_timeout_s=0.2)
-    assert states(ledger) == {1: "retired", 2: "retired", 3: "live"}
+    run("4", drain_timeout_s=0.2)
+    assert states(ledger) == {1: "retired", 2: "retired", 3: "warm", 4: "live"}
 
 
 def test_the_same_command_again_changes_no_generation(ledger: Ledger, site: FakeSite, run: Run) -> None:
@@ -117,8 +124,8 @@ def test_the_same_command_again_changes_no_generation(ledger: Ledger, site: Fake
 def test_going_back_to_an_old_bundle_makes_a_new_generation(ledger: Ledger, run: Run) -> None:
     run("1")
     run("2")
-    assert run("1", kind="rollback").generation == 3
-    assert states(ledger) == {1: "retired", 2: "retired", 3: "live"}
+    assert run("1").generation == 3
+    assert states(ledger) == {1: "retired", 2: "warm", 3: "live"}
 
 
 def test_a_replica_that_fails_leaves_the_old_untouched_and_says_why(ledger: Ledger, site: FakeSite, run: Run) -> None:
@@ -134,7 +141,7 @@ def test_a_replica_that_fails_leaves_the_old_untouched_and_says_why(ledger: Ledg
     assert failed.error["error"] == "ServingError"
     site.broken.clear()
     assert run("2").generation == 3  # a failed number is never used again
-    assert states(ledger) == {1: "retired", 2: "failed", 3: "live"}
+    assert states(ledger) == {1: "warm", 2: "failed", 3: "live"}
 
 
 def answering(**changes: Any) -> Callable[[FakeAnswer], FakeAnswer]:
@@ -225,7 +232,7 @@ def test_expectations_are_compared(ledger: Ledger, run: Run) -> None:
     assert run("2", expected=1).generation == 2  # the same command again
     with pytest.raises(Conflict, match="is at generation 2, not 1"):
         run("1", expected=1)
-    assert states(ledger) == {1: "retired", 2: "live"}
+    assert states(ledger) == {1: "warm", 2: "live"}
 
 
 def test_another_rollout_of_the_endpoint_is_a_conflict(ledger: Ledger, run: Run) -> None:
@@ -240,6 +247,7 @@ def test_a_deploy_that_is_fenced_on_its_way_changes_nothing_more(
     ledger: Ledger, site: FakeSite, run: Run, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     run("1")
+    run("2")
     found: list[tuple[dict[int, str], int]] = []
 
     def taken_over(name: str) -> None:
@@ -249,9 +257,10 @@ def test_a_deploy_that_is_fenced_on_its_way_changes_nothing_more(
                 ledger.leases.acquire("endpoint/digits", Owner.here("other"))
             found.append((states(ledger), len(site.tables())))
 
-    monkeypatch.setattr("orchestrator.rollout.deploy.point", taken_over)
+    for module in ("deploy", "stage"):
+        monkeypatch.setattr(f"orchestrator.rollout.{module}.point", taken_over)
     with pytest.raises(Conflict, match="no longer ours"):
-        run("2")
+        run("3")
     assert [(states(ledger), len(site.tables()))] == found
 
 

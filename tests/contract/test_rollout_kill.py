@@ -35,8 +35,9 @@ def run(folder: Path, letter: str, *, broken: bool = False) -> None:
 
 def prepared(folder: Path) -> Path:
     folder.mkdir()
-    for letter in "12":
+    for letter in "012":
         make_bundle(folder, letter)
+    run(folder, "0")
     run(folder, "1")
     return folder
 
@@ -101,7 +102,7 @@ def test_after_a_kill_the_reconcile_loop_alone_makes_the_router_follow_the_ledge
         live = ledger.generations.live("digits")
     committed = stage in STAGES and STAGES.index(stage) >= STAGES.index("live")
     assert live is not None
-    assert live.number == (2 if committed else 1)
+    assert live.number == (3 if committed else 2)
     (endpoint,) = FakeSite(folder).table().endpoints.values()
     assert [g.generation for g in endpoint.generations if g.weight == 100] == [live.number]
     check_history(folder)
@@ -114,4 +115,9 @@ def test_a_killed_deploy_gives_way_to_another_one(tmp_path: Path) -> None:
     run(folder, "3")
     with Ledger.open(f"sqlite:///{folder}/ledger.db") as ledger:
         found = [(g.number, g.bundle, str(g.state)) for g in ledger.generations.list("digits")]
-    assert found == [(1, digest("1"), "retired"), (2, digest("2"), "failed"), (3, digest("3"), "live")]
+    assert found == [
+        (1, digest("0"), "retired"),
+        (2, digest("1"), "warm"),
+        (3, digest("2"), "failed"),
+        (4, digest("3"), "live"),
+    ]

@@ -55,6 +55,7 @@ class FakeSite:
     agent_lag: int = 0
     in_flight: dict[int, list[int]] = field(default_factory=dict)
     asked: int = 0
+    counts: dict[str, Any] = field(default_factory=lambda: {"routers": []})
 
     def tables(self) -> list[RoutingTable]:
         path = self.folder / "tables.jsonl"
@@ -100,6 +101,10 @@ class FakeSite:
         self.agent_lag = 0
         agent = {"pool": "edge", "device": DEVICE, "version": applied, "replicas": replicas}
         return {"version": table.version, "generations": generations, "agents": [agent] * self.agents}
+
+    def evidence(self, endpoint: str) -> dict[str, Any]:
+        self._check_up()
+        return json.loads(json.dumps(self.counts))
 
     def infer(self, endpoint: str, generation: int, inputs: Mapping[str, np.ndarray[Any, Any]]) -> FakeAnswer:
         self._check_up()
