@@ -32,7 +32,9 @@ VERBS: Final[dict[str, dict[str, str]]] = {
     },
     "Serve": {
         "endpoint": "List endpoints; ask, scale or delete one; make tokens for clients.",
+        "capacity": "Say how many slots carry a load within a latency, from measured curves.",
         "top": "Show live what the pools do: requests, queues, batches, devices.",
+        "console": "Serve a page to watch rollouts on, and to approve, pause, abort and roll back.",
         "up": "Bring the local site up.",
         "down": "Take the local site down; ledger, store and MLflow data stay.",
         "site": "Show what runs on a site.",
