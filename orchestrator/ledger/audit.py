@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import json
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
 
 from sqlalchemy import Connection, select
 
-from orchestrator.core.digests import sha256_json
-from orchestrator.core.errors import IntegrityError
+from orchestrator.core.digests import canonical_json, sha256_json
+from orchestrator.core.errors import Conflict, IntegrityError, LedgerError
+from orchestrator.core.files import write_atomic
 from orchestrator.ledger.database import Database
-from orchestrator.ledger.rows import AuditHead, AuditRow
+from orchestrator.ledger.rows import AuditHead, AuditRow, values_of
 from orchestrator.ledger.schema import audit
+
+_RECENT: Final = 64
+"""How many rows back a refusal counts as the same one again."""
+_PAGE: Final = 1000
 
 
 class AuditLog:
@@ -19,7 +27,8 @@ class AuditLog:
 
     def __init__(self, database: Database, identity: str) -> None:
         self._database = database
-        self._genesis = sha256_json({"ledger": identity})
+        self._identity = identity
+        self._genesis = _genesis(identity)
 
     def append(self, actor: str, action: str, subject: str, detail: Mapping[str, Any] | None = None) -> AuditRow:
         """Add a row in a transaction of its own."""
@@ -44,6 +53,48 @@ class AuditLog:
         connection.execute(audit.insert().values(**body, hash=row.hash))
         return row
 
+    @contextmanager
+    def refusals(self, actor: str, subject: str, asked: Mapping[str, Any]) -> Generator[None, None, None]:
+        """Record a `Conflict` of the body, which wrote nothing itself; the same one again soon after is one row.
+
+        The record is not allowed to hide the refusal: where it cannot be written, only the refusal is raised.
+        """
+        try:
+            yield
+        except Conflict as refusal:
+            detail = {**asked, "refusal": refusal.message, **refusal.details}
+            with suppress(LedgerError), self._database.write() as connection:
+                if not self._recent(connection, actor, "refused", subject, detail):
+                    self.append_in(connection, actor, "refused", subject, detail)
+            raise
+
+    def _recent(self, connection: Connection, actor: str, action: str, subject: str, detail: Mapping[str, Any]) -> bool:
+        query = select(audit.c.actor, audit.c.action, audit.c.subject, audit.c.detail).order_by(audit.c.seq.desc())
+        wanted = canonical_json({"row": [actor, action, subject, detail]})
+        return any(
+            canonical_json({"row": list(found)}) == wanted
+            for found in connection.execute(query.limit(_RECENT)).tuples()
+        )
+
+    def lines(self) -> Iterator[str]:
+        """Yield the whole log as JSON lines: one that names the ledger, then a line per row."""
+        yield canonical_json({"ledger": self._identity}).decode()
+        after = 0
+        while rows := self.rows(after_seq=after, limit=_PAGE):
+            yield from (canonical_json(values_of(row)).decode() for row in rows)
+            after = rows[-1].seq
+
+    def export(self, path: Path) -> AuditHead:
+        """Write the log as a file of JSON lines, which `verify_lines` checks without the ledger; returns its head.
+
+        Raises:
+            IntegrityError: The chain is broken; nothing is written.
+        """
+        text = list(self.lines())
+        head = verify_lines(text, place=self._database.name)
+        write_atomic(path, "".join(f"{line}\n" for line in text).encode())
+        return head
+
     def rows(self, *, after_seq: int = 0, limit: int = 1000) -> tuple[AuditRow, ...]:
         """Return rows in order, from the one after `after_seq`."""
         query = select(audit).where(audit.c.seq > after_seq).order_by(audit.c.seq).limit(limit)
@@ -56,20 +107,43 @@ class AuditLog:
         Raises:
             IntegrityError: A row was changed, removed or inserted; names the first one.
         """
-        head = AuditHead(0, self._genesis)
-        query = select(audit).order_by(audit.c.seq).execution_options(yield_per=1000)
+        query = select(audit).order_by(audit.c.seq).execution_options(yield_per=_PAGE)
         with self._database.read() as connection:
-            for found in connection.execute(query).mappings():
-                row = _row(dict(found))
-                body = {name: value for name, value in found.items() if name != "hash"}
-                if row.seq != head.count + 1 or row.previous != head.hash or row.hash != sha256_json(body):
-                    raise IntegrityError(
-                        f"the audit chain breaks at row {row.seq} ({row.action} {row.subject})",
-                        place=self._database.name,
-                        hint="the ledger was changed by hand or is damaged; compare it with a backup",
-                    )
-                head = AuditHead(row.seq, row.hash)
-        return head
+            found = connection.execute(query).mappings()
+            return _verify(self._genesis, (dict(row) for row in found), self._database.name)
+
+
+def verify_lines(lines: Iterable[str], *, place: str = "") -> AuditHead:
+    """Check an exported log.
+
+    Raises:
+        IntegrityError: A line was changed, removed or inserted; names the first row. A cut at the end does not show:
+            compare the head with one that was kept elsewhere.
+    """
+    parsed = (json.loads(line) for line in lines)
+    first = next(parsed, None)
+    if not isinstance(first, dict) or list(first) != ["ledger"]:  # pyright: ignore[reportUnknownArgumentType]
+        raise IntegrityError("the export does not begin with its ledger", place=place, hint="export it again")
+    return _verify(_genesis(str(first["ledger"])), parsed, place)  # pyright: ignore[reportUnknownArgumentType]
+
+
+def _genesis(identity: str) -> str:
+    return sha256_json({"ledger": identity})
+
+
+def _verify(genesis: str, rows: Iterable[Mapping[Any, Any]], place: str) -> AuditHead:
+    head = AuditHead(0, genesis)
+    for found in rows:
+        row = _row(found)
+        body = {name: value for name, value in found.items() if name != "hash"}
+        if row.seq != head.count + 1 or row.previous != head.hash or row.hash != sha256_json(body):
+            raise IntegrityError(
+                f"the audit chain breaks at row {row.seq} ({row.action} {row.subject})",
+                place=place,
+                hint="the ledger was changed by hand or is damaged; compare it with a backup",
+            )
+        head = AuditHead(row.seq, row.hash)
+    return head
 
 
 def _row(values: Mapping[Any, Any]) -> AuditRow:

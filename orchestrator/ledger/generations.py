@@ -11,8 +11,9 @@ from sqlalchemy import Connection, delete, select, update
 from orchestrator.core.errors import Conflict, LedgerError
 from orchestrator.ledger.audit import AuditLog
 from orchestrator.ledger.database import Database
+from orchestrator.ledger.expectations import asked, compare_live, same
 from orchestrator.ledger.leases import fence
-from orchestrator.ledger.rollouts import Rollouts, active_by_endpoint
+from orchestrator.ledger.rollouts import Rollouts, active_by_endpoint, active_in
 from orchestrator.ledger.rows import Generation, GenerationRequest, GenerationState, Lease, TableStamp, values_of
 from orchestrator.ledger.schema import generations, scales, table_versions
 
@@ -31,8 +32,6 @@ ROUTED: Final = frozenset(
 )
 """States that stand in a routing table."""
 
-_SAME: Final = ("endpoint", "pool", "bundle", "variant", "kind")
-
 
 class Generations:
     """The truth about what is served."""
@@ -48,13 +47,16 @@ class Generations:
         Raises:
             Conflict: Fenced; or another generation is live or being rolled out; or the id was used for something else.
         """
-        with self._database.write() as connection:
+        with (
+            self._audit.refusals(request.actor, request.endpoint, asked(request)),
+            self._database.write() as connection,
+        ):
             fence(connection, lease)
             known = _select(connection, request.endpoint)
             for earlier in known:
                 if earlier.request_id == request.request_id:
-                    return _same(earlier, request)
-            _compare(known, request)
+                    return same(earlier, request)
+            self._compare(connection, known, request)
             return self._insert(connection, known, request, GenerationState.STAGED)
 
     def roll_back(self, request: GenerationRequest, lease: Lease) -> Generation:
@@ -66,13 +68,16 @@ class Generations:
         Raises:
             Conflict: Fenced; or another generation is live; or the id was used for something else.
         """
-        with self._database.write() as connection:
+        with (
+            self._audit.refusals(request.actor, request.endpoint, asked(request)),
+            self._database.write() as connection,
+        ):
             fence(connection, lease)
             known = _select(connection, request.endpoint)
             for earlier in known:
                 if earlier.request_id == request.request_id:
-                    return _same(earlier, request)
-            _compare_live(known, request)
+                    return same(earlier, request)
+            compare_live(known, request)
             over = {"error": "RolledBack", "message": f"{request.actor} rolled the endpoint back: {request.reason}"}
             self._rollouts.end_in(connection, request.endpoint, over, request.actor)
             for other in known:
@@ -124,7 +129,8 @@ class Generations:
             Conflict: Fenced, or the move is not in `TRANSITIONS`.
             LedgerError: There is no such generation.
         """
-        with self._database.write() as connection:
+        wanted = {"state": state.value}
+        with self._audit.refusals(actor, f"{endpoint}/{number}", wanted), self._database.write() as connection:
             fence(connection, lease)
             known = {g.number: g for g in _select(connection, endpoint)}
             if number not in known:
@@ -133,13 +139,15 @@ class Generations:
             if current.state == state:
                 return current
             if state == GenerationState.LIVE:
+                over = {"error": "Superseded", "message": f"generation {number} went live"}
+                self._rollouts.end_in(connection, endpoint, over, actor, other_than=number)
                 for other in known.values():
                     if other.state == GenerationState.WARM:
                         self._move(connection, other, GenerationState.DRAINING, actor, None)
                     elif other.state == GenerationState.LIVE:
                         self._move(connection, other, former, actor, None)
             elif state == GenerationState.FAILED:
-                self._rollouts.end_in(connection, endpoint, error or {"error": "Failed"}, actor)
+                self._rollouts.end_in(connection, endpoint, error or {"error": "Failed"}, actor, only=number)
             return self._move(connection, current, state, actor, error)
 
     def get(self, endpoint: str, number: int) -> Generation | None:
@@ -203,6 +211,25 @@ class Generations:
             self._audit.append_in(connection, actor, "endpoint.scale", endpoint, {"slots": slots, "was": before})
             return True
 
+    def _compare(self, connection: Connection, known: tuple[Generation, ...], request: GenerationRequest) -> None:
+        compare_live(known, request)
+        details = {"live": request.expected, "expected": request.expected}
+        staged = next((g for g in known if g.state == GenerationState.STAGED), None)
+        if staged is not None:
+            raise Conflict(
+                f"generation {staged.number} of {request.endpoint!r} is being rolled out by {staged.actor}",
+                hint="wait until it is live or has failed",
+                details={**details, "staged": staged.number},
+            )
+        # A rollback may overtake a rollout that is still judged after its switch; going live ends that one.
+        active = active_in(connection, request.endpoint) if request.kind == "promote" else None
+        if active is not None:
+            raise Conflict(
+                f"the rollout of generation {active.generation} of {request.endpoint!r} is {active.state}",
+                hint="wait until it has ended, or abort it",
+                details={**details, "rollout": active.generation},
+            )
+
     def _move(
         self,
         connection: Connection,
@@ -239,40 +266,6 @@ def variant_artifacts(generation: Generation) -> tuple[str, ...]:
 
 def _scales(connection: Connection) -> dict[str, int]:
     return {str(name): int(slots) for name, slots in connection.execute(select(scales)).tuples()}
-
-
-def _same(earlier: Generation, request: GenerationRequest) -> Generation:
-    differs = [name for name in _SAME if getattr(earlier, name) != getattr(request, name)]
-    if differs:
-        raise Conflict(
-            f"request {request.request_id!r} already made generation {earlier.number} of {earlier.endpoint!r} "
-            f"with another {', '.join(differs)}",
-            hint="use a new request id",
-            details={"generation": earlier.number, "bundle": earlier.bundle},
-        )
-    return earlier
-
-
-def _compare_live(known: tuple[Generation, ...], request: GenerationRequest) -> None:
-    live = next((g.number for g in known if g.state == GenerationState.LIVE), 0)
-    if live != request.expected:
-        raise Conflict(
-            f"endpoint {request.endpoint!r} is at generation {live}, not {request.expected}",
-            hint="someone else changed it; look at the endpoint, then repeat the command",
-            details={"live": live, "expected": request.expected},
-        )
-
-
-def _compare(known: tuple[Generation, ...], request: GenerationRequest) -> None:
-    _compare_live(known, request)
-    live = request.expected
-    staged = next((g for g in known if g.state == GenerationState.STAGED), None)
-    if staged is not None:
-        raise Conflict(
-            f"generation {staged.number} of {request.endpoint!r} is being rolled out by {staged.actor}",
-            hint="wait until it is live or has failed",
-            details={"live": live, "staged": staged.number, "expected": request.expected},
-        )
 
 
 def _select(connection: Connection, endpoint: str) -> tuple[Generation, ...]:

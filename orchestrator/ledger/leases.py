@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Row, select, update
 
 from orchestrator.core.errors import Conflict
 from orchestrator.core.units import format_duration
+from orchestrator.ledger.audit import AuditLog
 from orchestrator.ledger.database import Database
 from orchestrator.ledger.rows import Holder, Lease, Owner, values_of
 from orchestrator.ledger.schema import leases
@@ -21,8 +22,9 @@ _POLL_S: Final = 0.1
 class Leases:
     """Leases by name. A dead holder of this machine is replaced at once, any other when its time is over."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, audit: AuditLog) -> None:
         self._database = database
+        self._audit = audit
 
     def acquire(
         self,
@@ -79,7 +81,8 @@ class Leases:
         Raises:
             Conflict: Someone else has taken it over.
         """
-        with self._database.write() as connection:
+        who = f"holder of token {lease.token}"
+        with self._audit.refusals(who, lease.name, {"renew": lease.token}), self._database.write() as connection:
             fence(connection, lease)
             now = self._database.now(connection)
             values = {"renewed_at": now, "expires_at": now + ttl_s}

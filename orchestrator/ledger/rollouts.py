@@ -35,7 +35,8 @@ class Rollouts:
         Raises:
             Conflict: Fenced, or another rollout of the endpoint is active.
         """
-        with self._database.write() as connection:
+        asked = {"state": "begin"}
+        with self._audit.refusals(rollout.actor, _subject(rollout), asked), self._database.write() as connection:
             fence(connection, lease)
             known = _get(connection, rollout.endpoint, rollout.generation)
             if known is not None:
@@ -59,7 +60,8 @@ class Rollouts:
             Conflict: Fenced, or it has ended.
             LedgerError: There is no such rollout.
         """
-        with self._database.write() as connection:
+        asked = {"state": rollout.state.value, "step": rollout.step, "weight": rollout.weight}
+        with self._audit.refusals(rollout.actor, _subject(rollout), asked), self._database.write() as connection:
             fence(connection, lease)
             known = _must(connection, rollout.endpoint, rollout.generation)
             if not known.state.active:
@@ -206,10 +208,19 @@ class Rollouts:
         with self._database.read() as connection:
             return tuple(EvidenceRow(*row) for row in connection.execute(query).tuples())
 
-    def end_in(self, connection: Connection, endpoint: str, error: Mapping[str, Any], actor: str) -> None:
+    def end_in(
+        self,
+        connection: Connection,
+        endpoint: str,
+        error: Mapping[str, Any],
+        actor: str,
+        *,
+        only: int | None = None,
+        other_than: int | None = None,
+    ) -> None:
         """End what is active at an endpoint as aborted, inside a running write transaction."""
         known = active_in(connection, endpoint)
-        if known is not None:
+        if known is not None and only in (None, known.generation) and other_than != known.generation:
             over = replace(known, state=RolloutState.ABORTED, weight=0, mirror=0, headers=(), waiting=None, error=error)
             self._write(connection, known, over, actor)
 

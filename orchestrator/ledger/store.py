@@ -21,10 +21,10 @@ class Ledger:
     def __init__(self, database: Database, identity: str) -> None:
         self._database = database
         self.identity = identity
-        self.leases = Leases(database)
+        self.audit = AuditLog(database, identity)
+        self.leases = Leases(database, self.audit)
         self.executions = Executions(database)
         self.artifacts = Artifacts(database)
-        self.audit = AuditLog(database, identity)
         self.rollouts = Rollouts(database, self.audit)
         self.generations = Generations(database, self.audit, self.rollouts)
         self.projections = Projections(database)
