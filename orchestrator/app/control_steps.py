@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from orchestrator.ascend.soc import is_soc, soc
 from orchestrator.core.errors import DeviceError
 from orchestrator.engine.events import Event
 from orchestrator.engine.recorder import Recorder
-from orchestrator.ledger import Ledger, Owner
+from orchestrator.ledger import Ledger, Owner, Rollout
 from orchestrator.ledger.rows import user_name
 from orchestrator.plan.model import Draft
 
@@ -31,10 +31,11 @@ class PoolControl:
         self._ledger = ledger
         self._execution = execution
 
-    def perform(self, draft: Draft, inputs: Mapping[str, str], recorder: Recorder, attempt: int) -> dict[str, Any]:
+    def perform(
+        self, draft: Draft, inputs: Mapping[str, str], recorder: Recorder, tick: Callable[[], None]
+    ) -> dict[str, Any]:
         """Do the step and return its result."""
-        del attempt
-        facts = self._register(draft) if draft.kind == "register" else self._deploy(draft, inputs, recorder)
+        facts = self._register(draft) if draft.kind == "register" else self._deploy(draft, inputs, recorder, tick)
         return {"outputs": {}, "metrics": facts.pop("metrics", {}), "facts": facts, "ended_at": time.time()}
 
     def _register(self, draft: Draft) -> dict[str, Any]:
@@ -84,20 +85,27 @@ class PoolControl:
             return Thresholds()
         return replace(thresholds_for(variant.precision, draft.spec.get("parity")), metric_drop={})
 
-    def _deploy(self, draft: Draft, inputs: Mapping[str, str], recorder: Recorder) -> dict[str, Any]:
+    def _deploy(
+        self, draft: Draft, inputs: Mapping[str, str], recorder: Recorder, tick: Callable[[], None]
+    ) -> dict[str, Any]:
         from orchestrator.app.serve_site import connect
         from orchestrator.bundle.oci import bundle_digest, unpack
+        from orchestrator.rollout.capacity import PoolFacts
         from orchestrator.rollout.deploy import deploy
         from orchestrator.rollout.request import DeployRequest
+        from orchestrator.rollout.stage import Pace
+        from orchestrator.rollout.strategy import Strategy
 
         layout = self._workplace.store.path(inputs["bundle"])
         bundle = bundle_digest(layout)
         folder = unpack(layout, self._workplace.bundles, expected=bundle)
         variant = self._variant(draft, inputs.get("variant", ""))
         device = str(draft.spec.get("device") or REHEARSAL_DEVICE)
+        pool_name = str(draft.spec["pool"])
+        pool = self._workplace.environment.pools[pool_name]
         request = DeployRequest(
             endpoint=str(draft.spec["endpoint"]),
-            pool=str(draft.spec["pool"]),
+            pool=pool_name,
             bundle=bundle,
             path=folder,
             artifact=inputs["bundle"],
@@ -112,13 +120,16 @@ class PoolControl:
             actor=user_name(),
             reason=f"execution {self._execution}",
             wait_s=60.0,
+            strategy=Strategy.from_json(draft.spec.get("strategy") or {}),
+            facts=PoolFacts(pool_name, pool.models == "lazy", pool.memory or 0),
         )
 
         def tell(text: str) -> None:
             recorder.say(Event("message", draft.name, {"text": text}))
 
         owner = Owner.here(f"deploy {request.endpoint}")
-        done = deploy(self._ledger, connect(self._workplace, draft.site), request, owner, tell=tell)
+        site, pace = connect(self._workplace, draft.site), Pace(now=self._ledger.now, alive=tick)
+        done = deploy(self._ledger, site, request, owner, tell=tell, pace=pace)
         smoke = done.smoke.to_json() if done.smoke is not None else None
         return {
             "endpoint": done.endpoint,
@@ -132,4 +143,12 @@ class PoolControl:
             "device": done.device,
             "url": done.url,
             "smoke": smoke,
+            **({"rollout": _walked(done.rollout)} if done.rollout is not None else {}),
         }
+
+
+def _walked(row: Rollout) -> dict[str, Any]:
+    """Return what the step remembers of a walk; the ledger has the whole of it."""
+    verdict = row.verdict or {}
+    walk = {"steps": len(row.strategy.get("steps", ())), "wall_s": round((row.ended_at or 0.0) - row.started_at, 3)}
+    return walk | {"verdict": verdict.get("state"), "synthetic_share": verdict.get("synthetic_share", 0.0)}

@@ -1,4 +1,4 @@
-"""`gc`: what no recent execution and no generation needs goes; everything else stays."""
+"""`gc`: what no recent execution needs, and no generation that serves or may be rolled back to, goes; everything else stays."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from orchestrator.app.history import going
 from orchestrator.app.wiring import Workplace
 from orchestrator.core.digests import hex_of, is_digest
 from orchestrator.ledger import Ledger
 from orchestrator.ledger.generations import variant_artifacts
+from orchestrator.rollout.kept import kept
 from orchestrator.steps.segment import work_folder
+
+_UNFINISHED: Final = ("running", "waiting")
 
 
 def collect(workplace: Workplace, keep_executions: int, older_than_s: float, *, remove: bool) -> dict[str, Any]:
@@ -57,7 +60,7 @@ def _kept(ledger: Ledger, keep_executions: int) -> tuple[set[str], set[str]]:
     for row in ledger.executions.list(limit=100_000):
         before = succeeded.get(row.recipe, 0)
         succeeded[row.recipe] = before + (row.state == "succeeded")
-        if before >= keep_executions and row.state != "running" and row.id not in makers:
+        if before >= keep_executions and row.state not in _UNFINISHED and row.id not in makers:
             continue
         for step in ledger.executions.steps(row.id):
             digests |= set(step.outputs.values())
@@ -66,8 +69,9 @@ def _kept(ledger: Ledger, keep_executions: int) -> tuple[set[str], set[str]]:
 
 
 def _served(ledger: Ledger) -> set[str]:
-    """Return the bundles of every generation, which a rollback may want, and all that they were made from."""
-    generations = [g for endpoint in ledger.generations.endpoints() for g in ledger.generations.list(endpoint)]
+    """Return the bundles of what is loaded or may be rolled back to, and all that they were made from."""
+    names = ledger.generations.endpoints()
+    generations = [g for endpoint in names for g in kept(ledger.generations.list(endpoint))]
     found: set[str] = set()
     todo = [digest for g in generations for digest in (g.bundle, g.artifact, *variant_artifacts(g)) if digest]
     while todo:

@@ -30,7 +30,7 @@ from orchestrator.ledger.rows import user_name
 from orchestrator.plan.model import Plan
 
 _LEAST_PATIENCE_S: Final = 1.0
-_CONTINUED: Final = {ExecutionState.RUNNING, ExecutionState.INTERRUPTED}
+_CONTINUED: Final = {ExecutionState.RUNNING, ExecutionState.INTERRUPTED, ExecutionState.WAITING}
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,6 +122,12 @@ class Recorder:
         attempts = [self._ended_attempt(row, StepState.FAILED, now, error)] if row.attempt else []
         self._change(row, StepState.FAILED, attempts=attempts)
 
+    def waiting(self, step: str, error: OrchestratorError) -> None:
+        """A step waits for people; its attempt is over, and the same command begins another that goes on from there."""
+        now = time.time()
+        row = replace(self._rows[step], error=error.to_json(), ended_at=now)
+        self._change(row, StepState.WAITING, attempts=[self._ended_attempt(row, StepState.WAITING, now)])
+
     def put_back(self, step: str, state: StepState = StepState.PENDING) -> None:
         """A step is to run again, or was cancelled."""
         row = self._rows[step]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from orchestrator.bundle.store import Store
 from orchestrator.core import faults
-from orchestrator.core.errors import Conflict, InfraError, Interrupted, OrchestratorError
+from orchestrator.core.errors import Conflict, InfraError, Interrupted, OrchestratorError, Waiting
 from orchestrator.engine.follow import SegmentRun
 from orchestrator.engine.recorder import Recorder
 from orchestrator.engine.retry import Budget
@@ -45,8 +45,20 @@ class SiteGate(Protocol):
 class ControlSteps(Protocol):
     """What the control plane does itself: `register` and `deploy`."""
 
-    def perform(self, draft: Draft, inputs: Mapping[str, str], recorder: Recorder, attempt: int) -> dict[str, Any]:
-        """Do the step and return its result, as a worker would (`outputs`, `metrics`, `facts`)."""
+    def perform(
+        self, draft: Draft, inputs: Mapping[str, str], recorder: Recorder, tick: Callable[[], None]
+    ) -> dict[str, Any]:
+        """Do the step and return its result, as a worker would (`outputs`, `metrics`, `facts`).
+
+        Args:
+            draft: The step.
+            inputs: Digests of its inputs.
+            recorder: Hears how far it is.
+            tick: Called while it waits: a canary may take hours, and the execution must stay ours; raises when asked to stop.
+
+        Raises:
+            Waiting: It waits for people; the step is `waiting`, and the same command goes on.
+        """
         ...
 
 
@@ -162,9 +174,12 @@ class Engine:
             try:
                 if draft.kind == "deploy":
                     self._site.wait_ready(self._tick)
-                result = self._control.perform(draft, inputs, recorder, attempt)
+                result = self._control.perform(draft, inputs, recorder, self._tick)
             except Interrupted:
                 recorder.put_back(step.name)
+                raise
+            except Waiting as error:
+                recorder.waiting(step.name, error)
                 raise
             except OrchestratorError as error:
                 recorder.failed(step.name, error)

@@ -59,7 +59,7 @@ def deploy(
         Unreachable: The router did not answer; nothing is decided, the same command goes on.
     """
     name = f"endpoint/{check_name(request.endpoint, 'endpoint')}"
-    pace = pace or Pace()
+    pace = pace or Pace(now=ledger.now)
     while True:
         ours = _under_way(ledger, request)
         wait_s = 0.0 if ours is not None else request.wait_s

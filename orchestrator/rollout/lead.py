@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Final
 
@@ -47,7 +46,7 @@ def drive(
         Conflict: Somebody took the lead; nothing was changed since.
         Unreachable: The router did not answer for long; nothing is decided.
     """
-    pace = pace or Pace()
+    pace = pace or Pace(now=ledger.now)
     while True:
         row = _row(ledger, endpoint, generation)
         try:
@@ -72,7 +71,7 @@ def follow(
     while True:
         found = ledger.rollouts.get(row.endpoint, row.generation)
         holder = ledger.leases.holder(f"endpoint/{row.endpoint}")
-        if holder is None or holder.owner.surely_dead() or holder.expires_at <= time.time():
+        if holder is None or holder.owner.surely_dead() or holder.expires_at <= ledger.now():
             return None
         if found is not None and found.ended_at is not None:
             return found
