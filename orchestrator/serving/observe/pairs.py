@@ -97,14 +97,13 @@ class Comparer:
             ran: How the two ran.
             tolerances: rtol, atol.
         """
+        if len(self._waiting) >= _MOST_WAITING or self._over:
+            counts.dropped += 1
+            return
         stable, canary = [_held(tensor) for tensor in stable], [_held(tensor) for tensor in canary]
         size = sum(_held_bytes(tensor) for tensor in (*stable, *canary))
         with self._lock:
-            if (
-                self._over
-                or len(self._waiting) >= _MOST_WAITING
-                or (self._waiting and self._bytes + size > _MOST_BYTES)
-            ):
+            if self._waiting and self._bytes + size > _MOST_BYTES:
                 counts.dropped += 1
                 return
             self._bytes += size
