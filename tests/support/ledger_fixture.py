@@ -1,6 +1,6 @@
-"""Writes `tests/unit/data/ledger-v1.sqlite`: a ledger as version 1 of the schema left it. Run once per released version.
+"""Writes `tests/unit/data/ledger-vN.sqlite`: a ledger as version N of the schema left it. Run by the program of that version.
 
-python tests/support/ledger_fixture.py tests/unit/data/ledger-v1.sqlite
+python tests/support/ledger_fixture.py tests/unit/data/ledger-v3.sqlite
 """
 
 from __future__ import annotations
@@ -32,6 +32,16 @@ def main(path: Path) -> None:
         for number, bundle in enumerate("12"):
             made = ledger.generations.append(request(bundle, expected=number), lease)
             ledger.generations.set_state("digits", made.number, GenerationState.LIVE, lease, actor="ada")
+        build = {
+            "soc": "Ascend310",
+            "runtime": "om",
+            "device": "ascend",
+            "variant": "",
+            "variant_artifact": "",
+            "variant_path": "",
+        }
+        ledger.generations.append(request("3", expected=2, builds=(build,)), lease)
+        ledger.generations.set_slots("digits", 2, lease, actor="ada")
         ledger.generations.stamp("local")
         ledger.projections.put("run/x1", "mlflow-run")
     connection = sqlite3.connect(path)

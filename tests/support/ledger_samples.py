@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from orchestrator.ledger import ExecutionRow, GenerationRequest, StepRow
+from orchestrator.ledger import ExecutionRow, GenerationRequest, Rollout, StepRow
 
 
 def digest(letter: str) -> str:
@@ -58,3 +58,16 @@ def request(bundle: str = "1", *, expected: int = 0, endpoint: str = "digits", *
         "actor": "ada",
     }
     return GenerationRequest(**{**values, **changes})
+
+
+def rollout(generation: int = 2, *, stable: int = 1, endpoint: str = "digits", **changes: Any) -> Rollout:
+    values: dict[str, Any] = {
+        "endpoint": endpoint,
+        "generation": generation,
+        "site": "local",
+        "pool": "edge",
+        "stable": stable,
+        "strategy": {"kind": "canary", "steps": [{"kind": "set_weight", "weight": 10}, {"kind": "pause"}]},
+        "actor": "ada",
+    }
+    return Rollout(**{**values, **changes})

@@ -12,13 +12,15 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, text
+from support.ledger_samples import rollout
 
 from orchestrator.core.errors import LedgerError
 from orchestrator.ledger import GenerationState, Ledger, Owner
 from orchestrator.ledger.database import Database
 from orchestrator.ledger.migrations import VERSION, prepare
 
-V1 = Path(__file__).parent / "data" / "ledger-v1.sqlite"
+DATA = Path(__file__).parent / "data"
+V1 = DATA / "ledger-v1.sqlite"
 
 
 def set_version(path: Path, version: str) -> None:
@@ -52,6 +54,32 @@ def test_a_ledger_of_version_1_opens_with_everything_in_it(v1: Path) -> None:
         assert ledger.audit.verify().count == 5
         ledger.audit.append("ada", "note", "digits")
         assert ledger.audit.verify().count == 6
+
+
+def test_a_ledger_of_version_3_opens_and_goes_on_with_rollouts(tmp_path: Path) -> None:
+    path = Path(shutil.copy(DATA / "ledger-v3.sqlite", tmp_path / "ledger.db"))
+    with Ledger.open(f"sqlite:///{path}") as ledger:
+        known = ledger.generations.list("digits")
+        assert [(g.number, g.state) for g in known] == [
+            (1, GenerationState.DRAINING),
+            (2, GenerationState.LIVE),
+            (3, GenerationState.STAGED),
+        ]
+        assert known[2].builds[0]["soc"] == "Ascend310"
+        stamp = ledger.generations.stamp("local")
+        assert (stamp.version, stamp.slots, stamp.rollouts) == (2, {"digits": 2}, {})
+        count = ledger.audit.verify().count
+        lease = ledger.leases.acquire("endpoint/digits", Owner.here())
+        begun = ledger.rollouts.begin(rollout(3, stable=2), lease)
+        ledger.rollouts.add_evidence("digits", 3, [{"n": 1}], lease)
+        assert ledger.generations.stamp("local").rollouts == {"digits": begun}
+        ledger.generations.set_state("digits", 3, GenerationState.LIVE, lease, actor="ada", former=GenerationState.WARM)
+        assert [g.state for g in ledger.generations.list("digits")] == [
+            GenerationState.DRAINING,
+            GenerationState.WARM,
+            GenerationState.LIVE,
+        ]
+        assert ledger.audit.verify().count == count + 3
 
 
 def test_a_newer_ledger_is_refused_with_both_versions(v1: Path) -> None:
