@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,12 @@ _FLAGS = (
 
 
 @contextlib.contextmanager
-def chromium(profile: Path) -> Iterator[Any]:
+def chromium(profile: Path, logs: Mapping[str, str] | None = None) -> Iterator[Any]:
     """Start Chromium under its driver.
 
     Args:
         profile: A fresh folder for its profile.
+        logs: What `get_log` shall have, e.g. {"performance": "ALL"}.
     """
     from selenium import webdriver
 
@@ -43,6 +44,8 @@ def chromium(profile: Path) -> Iterator[Any]:
     options.binary_location = str(CHROMIUM)
     for flag in (*_FLAGS, f"--user-data-dir={profile}"):
         options.add_argument(flag)
+    if logs is not None:
+        options.set_capability("goog:loggingPrefs", dict(logs))
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(DRIVER)))
     try:
         yield driver
