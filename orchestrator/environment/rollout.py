@@ -26,6 +26,8 @@ DEFAULT_MARGINS: Final = {
 
 DEFAULT_MIN_SAMPLES: Final = 100
 
+_OF_COPIES: Final = frozenset({"parity", "drift"})
+
 Finding = tuple[Loc, str]
 
 
@@ -133,14 +135,19 @@ def step_count(rollout: Rollout | None) -> int:
 def blue_green_keys(rollout: Rollout) -> tuple[str, ...]:
     """Return the parts of a blue_green in the order of the walk; empty for other strategies.
 
-    `gate` is the pause for a person, `switch` the one weight.
+    `gate` is the pause for a person, `switch` the one weight. While an analysis before the switch compares answers, the new
+    generation gets copies of all requests (`mirror`).
     """
     parts = rollout.blue_green
     if parts is None:
         return ()
+    before = parts.pre_promotion_analysis
+    copies = before is not None and any(metric.name in _OF_COPIES for metric in before.metrics)
     has = {
         "preview": parts.preview is not None and bool(parts.preview.match),
+        "mirror": copies,
         "pre_promotion_analysis": parts.pre_promotion_analysis is not None,
+        "mirror_off": copies,
         "gate": not parts.auto_promote,
         "switch": True,
         "post_promotion_analysis": parts.post_promotion_analysis is not None,

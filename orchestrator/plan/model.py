@@ -106,7 +106,8 @@ class PlannedStep:
         return self.action in {Action.REUSE, Action.SKIP}
 
     def to_json(self) -> dict[str, Any]:
-        """Return what `plan --json` prints for the step."""
+        """Return what `plan --json` prints for the step; a deploy with its strategy."""
+        strategy = self.draft.spec.get("strategy")
         return {
             "step": self.name,
             "kind": self.draft.kind,
@@ -116,6 +117,7 @@ class PlannedStep:
             "needs": list(self.draft.needs),
             "fingerprint": self.fingerprint,
             "outputs": dict(self.outputs),
+            **({"strategy": dict(strategy)} if strategy else {}),
         }
 
 

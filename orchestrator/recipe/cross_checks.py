@@ -9,6 +9,7 @@ from orchestrator.core.errors import RecipeError
 from orchestrator.recipe.entrypoints import find_fault
 from orchestrator.recipe.model import RESERVED_STEPS, Recipe
 from orchestrator.recipe.problems import Loc, did_you_mean
+from orchestrator.recipe.rollout_checks import rollout_findings
 from orchestrator.recipe.source_path import is_in_package, source_path
 
 Finding = tuple[Loc, str]
@@ -27,6 +28,7 @@ def cross_check(recipe: Recipe, folder: Path) -> Iterator[Finding]:
     yield from _parts(recipe)
     yield from _targets(recipe)
     yield from _serve(recipe)
+    yield from rollout_findings(recipe.rollout)
     yield from _entrypoints(recipe, folder)
     yield from _files(recipe, folder)
 

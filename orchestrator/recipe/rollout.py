@@ -165,7 +165,9 @@ class BlueGreen(Model):
     """The new generation is proven beside the old one, then takes all requests at once."""
 
     preview: HeaderRoute | None = Field(None, description="Requests that see the new generation before the switch.")
-    pre_promotion_analysis: StepAnalysis | None = Field(None, description="Must have passed before the switch.")
+    pre_promotion_analysis: StepAnalysis | None = Field(
+        None, description="Must have passed before the switch; parity and drift look at copies of all requests."
+    )
     post_promotion_analysis: StepAnalysis | None = Field(
         None, description="Must have passed after the switch, while the old generation stays loaded."
     )

@@ -200,7 +200,12 @@ def _step(step: RecipeStep) -> Step:
 
 def _blue_green(rollout: Rollout) -> tuple[Step, ...]:
     parts = rollout.blue_green
-    made: dict[str, Step] = {"gate": Pause(), "switch": SetWeight(100)}
+    made: dict[str, Step] = {
+        "mirror": SetMirror(100),
+        "mirror_off": SetMirror(0),
+        "gate": Pause(),
+        "switch": SetWeight(100),
+    }
     if parts is None:
         return ()
     if parts.preview is not None:

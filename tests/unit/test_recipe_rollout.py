@@ -109,6 +109,36 @@ def test_all_slips_come_at_once(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("block", "said"),
+    [
+        ("  canary: {steps: [{set_weight: 5}, {analysis: {metrics: [parity]}}]}\n", "8:59: rollout.canary.steps.1.analysis.metrics.0: parity would wait for ever: it compares copies of stable's requests, and there are none at this step; add a `set_mirror`"),
+        ("  canary: {steps: [{analysis: {metrics: [error_rate]}}, {set_weight: 5}]}\n", "the canary answers no requests at this step; add `probe` or a `set_weight` above it"),
+        ("  canary: {steps: [{set_weight: 5}], analysis: {metrics: [users]}}\n", "it needs `sticky`"),
+        ("  canary: {steps: [{set_weight: 5}], analysis: {metrics: [parity]}}\n", "there are none at any step"),
+        ("  canary: {steps: [{set_mirror: {percent: 9}}, {set_mirror: {percent: 0}}, {analysis: {metrics: [parity]}}]}\n", "none at this step"),
+        ("  blue_green: {pre_promotion_analysis: {metrics: [error_rate]}}\n", "no requests before the switch; add `probe` or `preview`"),
+        ("  blue_green: {post_promotion_analysis: {metrics: [parity]}}\n", "there are none after the switch"),
+    ],
+)  # fmt: skip
+def test_an_analysis_that_could_never_pass_is_refused(tmp_path: Path, block: str, said: str) -> None:
+    assert said in problems(tmp_path, block)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        "  probe: {rate: 1}\n  canary: {steps: [{analysis: {metrics: [error_rate, latency, nonfinite]}}]}\n",
+        "  canary: {steps: [{set_mirror: {percent: 9}}, {analysis: {metrics: [parity, drift, nonfinite]}}]}\n",
+        "  canary: {steps: [{set_weight: 5}], sticky: {header: a}, analysis: {metrics: [users, error_rate]}}\n",
+        "  canary: {steps: [{set_weight: 5}], analysis: {metrics: [error_rate, {name: parity, dry_run: true}]}}\n",
+        "  blue_green: {pre_promotion_analysis: {metrics: [parity]}, post_promotion_analysis: {metrics: [latency]}}\n",
+    ],
+)
+def test_an_analysis_that_can_pass_is_taken(tmp_path: Path, block: str) -> None:
+    assert load_recipe(recipe(tmp_path, block)).recipe.rollout is not None
+
+
 def test_what_the_pool_demands_is_said_at_its_place_in_the_recipe(tmp_path: Path) -> None:
     environment = tmp_path / "environment.yaml"
     environment.write_text(

@@ -116,8 +116,17 @@ def test_blue_green_and_direct_are_steps_too() -> None:
             }
         )
     )
-    assert [step.kind for step in made.steps] == ["set_header_route", "analysis", "pause", "set_weight", "analysis"]
-    assert (made.steps[3], made.scale_down_delay_s) == (SetWeight(100), 120.0)
+    assert [step.kind for step in made.steps] == [
+        "set_header_route",
+        "set_mirror",
+        "analysis",
+        "set_mirror",
+        "pause",
+        "set_weight",
+        "analysis",
+    ]
+    assert (made.steps[1], made.steps[3]) == (SetMirror(100), SetMirror(0))  # parity needs copies
+    assert (made.steps[5], made.scale_down_delay_s) == (SetWeight(100), 120.0)
     assert resolve(rollout(blue_green={})).steps == (SetWeight(100),)
 
 
