@@ -140,6 +140,8 @@ class Gathering:
         for seq, row in rows:
             if seq > running.since:
                 running.judge.add(row)
+            else:
+                running.judge.prime(row)  # says what stable is like
 
     def _recover(self, row: Rollout) -> None:
         """Add the rows that a killed controller has announced and not added."""

@@ -55,6 +55,7 @@ class FakeSite:
     agent_lag: int = 0
     in_flight: dict[int, list[int]] = field(default_factory=dict)
     asked: int = 0
+    restarts: int = 2
     counts: dict[str, Any] = field(default_factory=lambda: {"routers": []})
 
     def tables(self) -> list[RoutingTable]:
@@ -91,7 +92,7 @@ class FakeSite:
                 "endpoint": e.name,
                 "bundle": g.bundle,
                 "state": "failed" if g.bundle in self.broken else "ready",
-                "restarts": 2,
+                "restarts": self.restarts,
                 "error": self.broken.get(g.bundle),
                 "log_tail": "Traceback\nlast line" if g.bundle in self.broken else "",
             }
