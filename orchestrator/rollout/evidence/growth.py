@@ -97,9 +97,10 @@ def _pairs(before: Mapping[str, Any], now: Mapping[str, Any], generations: tuple
     rows, old = mapping(now.get("pairs")), mapping(before.get("pairs"))
     if not rows or (whole(rows.get("stable")), whole(rows.get("canary"))) != generations:
         return None
-    if any(rows.get(name) != old.get(name) for name in ("stable", "canary")) or _shrunk(old, rows):
-        old = {}
-    grown: dict[str, float] = {name: whole(rows.get(name)) - whole(old.get(name)) for name in _GROWING}
+    other = any(rows.get(name) != old.get(name) for name in ("stable", "canary")) or _shrunk(old, rows)
+    grown: dict[str, float] = {
+        name: whole(rows.get(name)) - (0 if other else whole(old.get(name))) for name in _GROWING
+    }
     if not any(grown.values()):
         return None
     return grown | {"max_abs": number(rows.get("max_abs"))}
@@ -113,9 +114,9 @@ def _classes(
     before: Mapping[str, Any], now: Mapping[str, Any], generations: tuple[int, int]
 ) -> dict[str, dict[str, int]]:
     found: dict[str, dict[str, int]] = {}
-    for side, number in zip(("stable", "canary"), generations, strict=True):
-        old = mapping(mapping(before.get("classes")).get(str(number)))
-        new = mapping(mapping(now.get("classes")).get(str(number)))
+    for side, place in zip(("stable", "canary"), generations, strict=True):
+        old = mapping(mapping(before.get("classes")).get(str(place)))
+        new = mapping(mapping(now.get("classes")).get(str(place)))
         anew = any(whole(new.get(key)) < whole(count) for key, count in old.items())
         grown = {str(key): whole(count) - (0 if anew else whole(old.get(key))) for key, count in new.items()}
         if more := {key: count for key, count in grown.items() if count > 0}:

@@ -70,7 +70,6 @@ class Counts:
     def from_json(cls, data: object) -> Self:
         """Rebuild; also from a row of `RouterAdmin.evidence`, whose errors are counted by kind."""
         row = mapping(data)
-        errors = row.get("errors")
         total = sum(_histogram(mapping(row.get("errors"))).values()) or whole(row.get("errors"))
         compute = {str(rows): _histogram(times) for rows, times in mapping(row.get("compute")).items()}
         return cls(
