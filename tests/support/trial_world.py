@@ -179,10 +179,10 @@ class TrialWorld(World):
 
     def person(
         self, headers: Mapping[str, str] | None = None, *, version: int | None = None, probe: bool = False,
-        patience_s: float = math.inf, width: int = 1,
+        patience_s: float = math.inf, width: int = 1, of: type[Person] = Person,
     ) -> Person:  # fmt: skip
         """Send a request."""
-        person = Person(headers or {}, world=self)
+        person = of(headers or {}, world=self)
         asked = InferRequest(None, {"x": from_array("x", np.ones((1, width), np.float32))}, None, True, None)
         place = self.routes.find("digits", None if version is None else str(version))
         self.admission.submit(person, place, asked, self.now, patience_s, probe)

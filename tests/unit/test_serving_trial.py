@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.trial_world import Person, TrialWorld
 
+from orchestrator.serving.errors import RequestError
 from orchestrator.serving.router.mirror import MOST_RUNNING, MOST_WAITING, WAIT_S
 from orchestrator.serving.serve_settings import ServeSettings
 
@@ -133,6 +134,20 @@ def test_failed_executions_are_answered_by_stable_and_counted() -> None:
     assert one.watcher.count() == {(1, "weighted"): 70, (2, "weighted"): 30, (1, "fallback"): 30}
     events = one.dispatcher.recorder.events.read(0, 1000)["events"]
     assert Counter((e["generation"], e["status"]) for e in events) == {(1, 200): 100, (2, 500): 30}  # type: ignore[attr-defined]
+
+
+def test_an_answer_that_the_clients_protocol_cannot_carry() -> None:
+    class Picky(Person):
+        def answer(self, request: Any, outputs: Any) -> None:
+            if request.lane.version == "2":
+                raise RequestError("NaN", status=500, kind="non_finite")
+            super().answer(request, outputs)
+
+    one = world(100)
+    person = one.person(of=Picky)
+    one.wait(0.2)
+    assert generations([person]) == {1: 1}
+    assert one.watcher.rows[0][3:] == (500, "non_finite", True)
 
 
 def test_without_a_replica_stable_answers_at_once() -> None:
