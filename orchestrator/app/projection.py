@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from orchestrator.app.rollout_projection import catch_up_rollouts
 from orchestrator.app.wiring import Workplace, open_workplace
 from orchestrator.core.errors import Conflict
 from orchestrator.core.files import write_json
@@ -77,7 +78,7 @@ class Projection:
 def catch_up(workplace: Workplace, ledger: Ledger, *, but: str = "") -> None:
     """Mirror recent executions whose end MLflow has not seen yet, oldest first."""
     for row in reversed(ledger.executions.list(limit=_RECENT)):
-        if row.id != but and row.state in _FINAL and ledger.projections.get(_mark(row.id)) != row.state:
+        if row.id != but and row.state in _FINAL and ledger.projections.get(execution_mark(row.id)) != row.state:
             try:
                 report = _project(workplace, ledger, row.id, wait_s=0.0)
             except Conflict:
@@ -86,7 +87,8 @@ def catch_up(workplace: Workplace, ledger: Ledger, *, but: str = "") -> None:
                 return  # it does not answer; the next command tries again
 
 
-def _mark(execution: str) -> str:
+def execution_mark(execution: str) -> str:
+    """Return the key under which it stands which end of an execution MLflow shows."""
     return f"orchestrate:projected:{execution}"
 
 
@@ -112,7 +114,7 @@ def project_now(workplace: Workplace, ledger: Ledger, execution: str, *, wait_s:
             force=state in _FINAL,
         )
         if report.done and state in _FINAL:
-            ledger.projections.put(_mark(execution), state)
+            ledger.projections.put(execution_mark(execution), state)
         return report
 
 
@@ -136,9 +138,12 @@ def _mirror(workplace: Workplace, execution: str, result: Path, parent: ProcessI
             if final or orphan:
                 write_json(result, report)
                 break
+            if report["state"] == "done":
+                catch_up_rollouts(workplace, ledger)
             _wait(ledger, execution, parent)
         if report["state"] == "done":
             catch_up(workplace, ledger, but=execution)
+            catch_up_rollouts(workplace, ledger)
 
 
 def _wait(ledger: Ledger, execution: str, parent: ProcessIdentity | None) -> None:

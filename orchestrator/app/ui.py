@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from orchestrator.app.history import find_execution
 from orchestrator.app.projection import project_now
+from orchestrator.app.rollout_projection import catch_up_rollouts
 from orchestrator.app.wiring import Workplace
 from orchestrator.tracking.ui import page_urls, serve_ui
 
@@ -32,6 +33,7 @@ def open_ui(
     with workplace.open_ledger() as ledger:
         found = find_execution(ledger, execution).id
         report = project_now(workplace, ledger, found)
+        catch_up_rollouts(workplace, ledger)
     with serve_ui(workplace.tracking_uri, workplace.artifact_root, port=port) as ui:
         pages = page_urls(ui.url, report)
         announce(ui.url, pages)

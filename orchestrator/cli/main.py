@@ -31,6 +31,9 @@ VERBS: Final[dict[str, dict[str, str]]] = {
         "recheck": "Judge stored parity measurements again, by other limits.",
     },
     "Serve": {
+        "promote": "Roll a registered or packed model out to an endpoint.",
+        "rollback": "Let an earlier generation serve again, at once.",
+        "rollout": "See how rollouts go; pause, resume, abort, approve, watch.",
         "endpoint": "List endpoints; ask, scale or delete one; make tokens for clients.",
         "capacity": "Say how many slots carry a load within a latency, from measured curves.",
         "top": "Show live what the pools do: requests, queues, batches, devices.",

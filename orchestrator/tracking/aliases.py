@@ -58,7 +58,7 @@ def _versions(call: Call, placed: Placed) -> dict[str, str]:
         version = call.memory.record(f"version:{name}:{model.digest}").id
         if version:
             found[name] = version
-        else:
+        elif placed.expected and not model.optional:
             call.later.append(f"generation {placed.generation}: {name} has no version of its {model.kind} yet")
     return found
 

@@ -10,10 +10,17 @@ from orchestrator.tracking.snapshot import MetricPoint
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """A model of a release: its digest, and its kind (checkpoint, onnx, twin, variant)."""
+    """A model of a release.
+
+    Attributes:
+        digest: Of the artifact.
+        kind: checkpoint, onnx, twin, variant.
+        optional: MLflow may not know it: what was compiled is registered only by the execution that deploys it.
+    """
 
     digest: str
     kind: str
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,12 +82,13 @@ class RolloutSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A generation that an alias shows: its number, its recipe, its models."""
+    """A generation that an alias shows: its number, its recipe, its models; `expected` as in `RolloutSnapshot`."""
 
     generation: int
     recipe: str
     bundle: str
     models: tuple[ModelRef, ...]
+    expected: bool = True
 
 
 @dataclass(frozen=True, slots=True)

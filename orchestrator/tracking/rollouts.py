@@ -101,9 +101,9 @@ def _models(call: Call, move: RolloutSnapshot) -> list[str]:
     for model in move.models:
         known = call.memory.record(record_key(call, model.digest)).id
         version = call.memory.record(f"version:{registered_name(move.recipe, model.kind)}:{model.digest}").id
-        if known and (version or not move.expected):
+        if known and (version or model.optional or not move.expected):
             found.append(known)
-        elif move.expected:
+        elif move.expected and not model.optional:
             call.later.append(f"{model.kind} {short(model.digest)} is not in MLflow yet")
     return found
 
