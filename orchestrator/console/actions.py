@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from typing import Final
 
 from orchestrator.app import rollouts
+from orchestrator.app.rollout_projection import start
 from orchestrator.app.wiring import Workplace
+from orchestrator.console.leading import Leading
 from orchestrator.core.errors import Conflict, OrchestratorError, UsageError
 from orchestrator.ledger import Ledger
 from orchestrator.rollout.identity import Identity, Role
@@ -43,6 +45,7 @@ class Actions:
 
     def __init__(self, workplace: Workplace, ledger: Ledger) -> None:
         self._workplace, self._ledger = workplace, ledger
+        self._leading = Leading(workplace, ledger)
 
     def do(self, action: str, endpoint: str, form: Mapping[str, str], who: Identity) -> str:
         """Carry out a button; returns what to say.
@@ -60,9 +63,11 @@ class Actions:
         if action in _ASKED:
             ask = {"pause": rollouts.pause, "resume": rollouts.resume, "abort": rollouts.abort}[action]
             told = ask(self._workplace, endpoint, actor=who.id, reason=reason, generation=number)
+            self._leading.lead_on(endpoint, number)
             return _ASKED[action] if told["changed"] else f"Nothing to do: the rollout is {told['state']}."
         decision = "approve" if action == "approve" else "reject"
         rollouts.decide(self._workplace, endpoint, decision, identity=who.id, reason=reason)
+        self._leading.lead_on(endpoint, number)
         return f"Recorded: {who.id} {decision}s generation {number}."
 
     def _roll_back(self, endpoint: str, form: Mapping[str, str], who: Identity, reason: str) -> str:
@@ -86,7 +91,8 @@ class Actions:
             _log.warning("rollback of %s: %s", ask.endpoint, error)
             failed.append(error)
         else:
-            said.append(f"Rolled back to generation {ask.to}; generation {done['generation']} serves its bundle now.")
+            start(self._workplace)
+            said.append(f"Rolled back to generation {ask.to}; generation {done['generation']} serves that build now.")
 
     def _check(self, endpoint: str, number: int, bundle: str) -> None:
         """What is approved is what the page showed: a form of yesterday says nothing of today's canary."""

@@ -47,7 +47,7 @@ class _Reading:
     """How far the evidence of a rollout was read."""
 
     judge: Judge
-    last: int
+    last: int = 0
 
 
 class EvidenceReader:
@@ -71,14 +71,18 @@ class EvidenceReader:
 
     def _read(self, rollout: Rollout, found: Watched) -> Judge:
         key = (rollout.endpoint, rollout.generation, found.since, repr(found.spec))
-        reading = self._readings.setdefault(key, _Reading(Judge(found.spec), found.since))
+        reading = self._readings.setdefault(key, _Reading(Judge(found.spec)))
         self._readings.move_to_end(key)
         while len(self._readings) > _KEPT:
             self._readings.popitem(last=False)
         while True:
             rows = self._ledger.rollouts.evidence(rollout.endpoint, rollout.generation, after=reading.last, limit=_PAGE)
             for row in rows:
-                reading.judge.add(row_from_json(row.body))
+                told = row_from_json(row.body)
+                if row.seq > found.since:
+                    reading.judge.add(told)
+                else:
+                    reading.judge.prime(told)  # says what stable is like, as the controller has it
                 reading.last = row.seq
             if len(rows) < _PAGE:
                 return reading.judge

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, cast
 
+from orchestrator.app.rollout_lead import leader
 from orchestrator.app.wiring import Workplace
 from orchestrator.console.evidence import EvidenceReader
 from orchestrator.console.traffic import Sites, SiteView
@@ -121,6 +122,10 @@ class Gather:
             rollout_badge=None if rollout is None else Badge(rollout.state.value, _ROLLOUTS[rollout.state]),
         )
 
+    def _led_by(self, endpoint: str) -> str:
+        found = leader(self._ledger, endpoint)
+        return "" if found is None else f"{found.owner.user}@{found.owner.host} (process {found.owner.pid})"
+
     def _rehearsal(self, generation: Generation) -> bool:
         pool = self._workplace.environment.pools.get(generation.pool)
         return "rehearsal" in generation.device if pool is None else pool.rehearsal
@@ -146,6 +151,7 @@ class Gather:
             waiting_since=cast("float | None", waiting.get("since")),
             waits_for_person=waiting.get("kind") in _PEOPLE,
             intent=rollout.intent if active else "",
+            led_by=self._led_by(rollout.endpoint) if active else "",
             error=_error(rollout.error),
             verdict=Badge(f"evidence {verdict}", _VERDICTS.get(verdict, "calm")) if verdict else None,
             judged=found.what if found is not None else "",

@@ -92,6 +92,10 @@ def open_console(
             ssl_certfile=None if cert is None else str(cert),
             ssl_keyfile=None if key is None else str(key),
         )
+        try:
+            config.load()
+        except OSError as error:  # ssl.SSLError is one
+            raise UsageError(f"TLS cannot be served: {error}", hint="name a PEM chain and the key that fits") from error
         yield uvicorn.Server(config), listener, _url(settings.host, door), _warnings(door, identities)
 
 

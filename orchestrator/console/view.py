@@ -130,6 +130,7 @@ class RolloutView:
     waiting_since: float | None
     waits_for_person: bool
     intent: str
+    led_by: str
     error: str
     verdict: Badge | None
     judged: str

@@ -44,7 +44,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     file = folder / "environment.yaml"
     file.write_text(
         f"environment: 1\nstate: {folder}/state\nsites: {{local: {{kind: local, approvers: {folder}/approvers}}}}\n"
-        "pools: {edge: {site: local, soc: Ascend310P3, rehearsal: true, slots: 1}}\n"
+        "tracking: {uri: none}\npools: {edge: {site: local, soc: Ascend310P3, rehearsal: true, slots: 1}}\n"
     )
     workplace = open_workplace(file)
     with contextlib.ExitStack() as stack:

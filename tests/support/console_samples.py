@@ -87,6 +87,7 @@ def rollout(**changes: Any) -> RolloutView:
         "waiting_since": T - 41,
         "waits_for_person": False,
         "intent": "",
+        "led_by": "ada@serve-1 (process 4711)",
         "error": "",
         "verdict": Badge("evidence inconclusive", "warn"),
         "judged": "the analysis beside the steps",

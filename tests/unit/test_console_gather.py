@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import ssl
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import httpx
 import pytest
+from support.certificates import Authority
 from support.ledger_samples import request
 
 from orchestrator.app.top import Look
 from orchestrator.app.wiring import Workplace, open_workplace
+from orchestrator.console import leading
 from orchestrator.console.actions import Actions
 from orchestrator.console.gather import Gather
 from orchestrator.console.run import ConsoleSettings, open_console
 from orchestrator.console.traffic import SiteView
-from orchestrator.core.errors import Conflict, InfraError, UsageError
+from orchestrator.core.errors import Conflict, InfraError, UsageError, Waiting
 from orchestrator.ledger import GenerationState, Lease, Ledger, Owner, Rollout, RolloutState
 from orchestrator.rollout.evidence.rows import Counts, Delta
 from orchestrator.rollout.evidence.spec import AnalysisSpec, MetricSpec
@@ -74,7 +80,9 @@ class FakeSites:
 @pytest.fixture
 def workplace(tmp_path: Path) -> Workplace:
     file = tmp_path / "environment.yaml"
-    file.write_text(f"environment: 1\nstate: {tmp_path}/state\nsites: {{local: {{kind: local}}}}\n")
+    file.write_text(
+        f"environment: 1\nstate: {tmp_path}/state\nsites: {{local: {{kind: local}}}}\ntracking: {{uri: none}}\n"
+    )
     return open_workplace(file)
 
 
@@ -218,6 +226,36 @@ def test_buttons_write_into_the_ledger_with_the_name(workplace: Workplace, ledge
         actions.do("pause", "digits", form, ADA)
 
 
+def test_a_rollout_that_nobody_leads_is_led_on_after_a_button(
+    workplace: Workplace, ledger: Ledger, lease: Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _begin(ledger, lease, Strategy(kind="canary", steps=(Pause(),)))
+    canary = ledger.generations.get("digits", 2)
+    assert canary is not None
+    led, done = [], threading.Event()
+
+    def carry_on(_place: Workplace, endpoint: str, generation: int, _tell: object) -> None:
+        led.append((endpoint, generation))
+        done.set()
+        raise Waiting("for a person")
+
+    monkeypatch.setattr(leading, "carry_on", carry_on)
+    actions, form = Actions(workplace, ledger), {"generation": "2", "bundle": canary.bundle}
+    actions.do("pause", "digits", form, ADA)
+    assert led == []  # we lead
+    before = _gather(workplace, ledger).endpoint("digits")
+    ledger.leases.release(lease)
+    after = _gather(workplace, ledger).endpoint("digits")
+    assert before is not None
+    assert after is not None
+    assert before.rollout is not None
+    assert after.rollout is not None
+    assert (f"process {os.getpid()}" in before.rollout.led_by, after.rollout.led_by) == (True, "")
+    actions.do("abort", "digits", form, ADA)
+    assert done.wait(10)
+    assert led == [("digits", 2)]
+
+
 def test_it_does_not_start_where_strangers_reach_it(workplace: Workplace, tmp_path: Path) -> None:
     for host in ("0.0.0.0", "::", "192.0.2.1"):
         with (
@@ -240,3 +278,29 @@ def test_it_does_not_start_where_strangers_reach_it(workplace: Workplace, tmp_pa
         open_console(workplace, ConsoleSettings(token_file=tmp_path / "none")),
     ):
         pass
+
+
+def test_tokens_cross_the_network_in_tls(workplace: Workplace, tmp_path: Path) -> None:
+    token = add_identity(tmp_path / "approvers", "ada", ["observe"])
+    authority = Authority(tmp_path, "ca")
+    cert, key = authority.issue("console")
+    settings = ConsoleSettings(host="0.0.0.0", token_file=tmp_path / "approvers", tls=(cert, key))
+    with open_console(workplace, settings) as (server, listener, url, warnings):
+        assert (warnings, url.startswith("https://0.0.0.0:")) == ([], True)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            place = f"https://127.0.0.1:{listener.getsockname()[1]}"
+            with httpx.Client(base_url=place, verify=ssl.create_default_context(cafile=authority.path)) as client:
+                assert client.get("/").headers["location"] == "/login?next=/"
+                cookie = client.post("/login", data={"token": token}).headers["set-cookie"]
+                assert cookie.startswith("__Host-orchestrate-")
+                assert "Secure" in cookie
+                assert "Nothing has been deployed yet" in client.get("/").text
+        finally:
+            server.should_exit = True
+            thread.join(10)
+    other = authority.issue("other")[1]
+    for tls, says in (((cert, other), "TLS cannot be served"), ((cert, None), "a certificate and its key")):
+        with pytest.raises(UsageError, match=says), open_console(workplace, replace(settings, tls=tls)):
+            pass
