@@ -102,6 +102,17 @@ def test_probes_and_versions_are_counted_apart() -> None:
     assert one.watcher.count() == {(n, traffic): 1 for n in (1, 2) for traffic in ("probe", "version")}
 
 
+def test_probes_take_no_users_place() -> None:
+    one = world(30)
+    people = list[Person]()
+    for _ in range(100):
+        one.person(probe=True)
+        people.append(one.person())
+    one.wait(1)
+    assert generations(people) == {1: 70, 2: 30}
+    assert one.watcher.count()[1, "probe"] == 100
+
+
 def test_without_a_split_nothing_is_counted() -> None:
     one = world(10)
     one.put({1: 90, 2: 10})

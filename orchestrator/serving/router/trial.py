@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 from orchestrator.serving.dispatch.lanes import Caller, Lane
 from orchestrator.serving.observe.arms import Arm, Traffic
 from orchestrator.serving.router.mirror import Mirror
-from orchestrator.serving.split import Split, Splitter, is_in, user_of
+from orchestrator.serving.split import BLOCK, Split, Splitter, is_in, user_of
 
 
 class Client(Caller, Protocol):
@@ -72,6 +72,8 @@ class Trial:
         elif split.sticky and self._splitter.weights and (key := client.header(split.sticky)):
             user, traffic = user_of(self._endpoint, key), "sticky"
             generation = split.canary if is_in(user, self.weight) else split.stable
+        elif synthetic:  # it must take no user's place in a block
+            generation, traffic = split.canary if self.weight * 2 > BLOCK else split.stable, "weighted"
         else:
             generation, traffic = self._splitter.next(), "weighted"
             if generation is None:
