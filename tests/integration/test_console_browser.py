@@ -16,6 +16,7 @@ from support.browser import chromium, find, needs_browser, see
 from support.ledger_samples import request
 from support.serving_site import ServingSite, scale_bundle
 
+from orchestrator.app import serve_site
 from orchestrator.app.wiring import Workplace, open_workplace
 from orchestrator.console import traffic
 from orchestrator.console.run import ConsoleSettings, open_console
@@ -55,7 +56,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         _serve(site, str(bundle), str(path))
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         admin = site.short / "admin.sock"
-        patch.setattr(traffic, "connect", lambda _place, name: RouterSite.connect(name, site.url, admin))
+        for module in (traffic, serve_site):
+            patch.setattr(module, "connect", lambda _place, name: RouterSite.connect(name, site.url, admin))
         server, listener, url, warnings = stack.enter_context(open_console(workplace, ConsoleSettings()))
         assert warnings == []
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -203,3 +205,17 @@ def test_the_page_follows_what_happens_and_works_without_scripts(world: World, b
     browser.get(f"{world.url}endpoints/digits")
     assert "for a word of yours" in browser.page_source
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+def test_an_abort_is_carried_out_though_nobody_leads(world: World, browser: Any) -> None:
+    with world.workplace.open_ledger() as ledger:
+        ledger.leases.release(ledger.leases.acquire("endpoint/digits", Owner.here("test"), seize=True))
+    browser.get(f"{world.url}login?next=/endpoints/digits")
+    find(browser, "#token").send_keys(world.token)
+    find(browser, "button.main").click()
+    see(browser, "Nobody leads it")
+    find(browser, "#abort").click()
+    see(browser, "Last rollout", "aborted", "generation 1: 100 %", "aborted by an operator")
+    with world.workplace.open_ledger() as ledger:
+        assert ledger.rollouts.active("digits") is None
+        assert [g.state.value for g in ledger.generations.list("digits")] == ["live", "failed"]
