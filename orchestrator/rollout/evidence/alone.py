@@ -6,7 +6,7 @@ import math
 from typing import Final
 
 from orchestrator.rollout.evidence.compared import Share, percent
-from orchestrator.rollout.evidence.judgement import MetricJudgement, State
+from orchestrator.rollout.evidence.judgement import MetricJudgement, Point, State
 from orchestrator.rollout.evidence.rows import Delta, Row
 from orchestrator.rollout.evidence.sequential import RoutedEvents, chernoff, log_excess, upper_rate
 from orchestrator.rollout.evidence.spec import MetricSpec
@@ -55,6 +55,10 @@ class Pairs:
     def _log_e(self) -> float:
         return log_excess(self._x, self._n, self.spec.limit)
 
+    def point(self, t: float) -> Point:
+        """Return where the curve stands."""
+        return self.judge().point(t)
+
     def judge(self) -> MetricJudgement:
         """Return where it stands."""
         margin, n, x = self.spec.limit, self._n, self._x
@@ -92,7 +96,7 @@ class Pairs:
         return max(0, math.ceil(n * factor - self._n), math.ceil(self.share.min_samples - self._n))
 
     def _text(self, state: State, upper: float, *, without: bool, needs: int | None) -> str:
-        what = "the top class" if self._flips else "the answers"
+        what = "top classes" if self._flips else "answers"
         if without:
             return f"{self.name}: the outputs have no classes"
         if self._n == 0:
@@ -160,6 +164,10 @@ class Users:
 
     def _log_e(self) -> float:
         return max((stage.log_e for stage in self._stages.values()), default=0.0)
+
+    def point(self, t: float) -> Point:
+        """Return where the curve stands."""
+        return self.judge().point(t)
 
     def judge(self) -> MetricJudgement:
         """Return where it stands."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from orchestrator.rollout.evidence.judgement import MetricJudgement, State
+from orchestrator.rollout.evidence.judgement import MetricJudgement, Point, State
 from orchestrator.rollout.evidence.rows import Counts, Delta, Row
 from orchestrator.rollout.evidence.sequential import log_mean_exp
 from orchestrator.rollout.evidence.spec import MetricSpec
@@ -40,6 +40,10 @@ class Test(Protocol):
 
     def judge(self) -> MetricJudgement:
         """Return where it stands."""
+        ...
+
+    def point(self, t: float) -> Point:
+        """Return where its curve stands."""
         ...
 
 
@@ -131,14 +135,10 @@ class Compared:
     def judge(self) -> MetricJudgement:
         """Return where it stands."""
         state: State = "failed" if self._failed else "passed" if self._passed() else "inconclusive"
-        shown = self.routed if self._cleared(self.routed) or not self._cleared(self.probes) else self.probes
-        if not self.routed.canary[0]:
-            shown = self.probes
+        shown = self._shown()
         (n1, x1), (n0, x0) = self._both()
         upper = shown.upper(self.share.bound)
-        needs = 0 if state == "passed" else shown.needs(self.margin, self.share.bound)
-        if state != "passed" and needs is not None:
-            needs = max(needs, math.ceil(self.share.min_samples - self.n))
+        needs = 0 if state == "passed" else self._needs(shown)
         return MetricJudgement(
             name=self.name,
             metric=self.spec.name,
@@ -156,6 +156,22 @@ class Compared:
             text=self._text(state, (n1, x1, n0, x0), upper, needs),
             decides=not self.spec.dry_run,
         )
+
+    def _needs(self, stream: Stream) -> int | None:
+        """Return requests until the margin is cleared; not kept from look to look, so that a replay says the same."""
+        found = stream.needs(self.margin, self.share.bound)
+        return None if found is None else max(found, math.ceil(self.share.min_samples - self.n))
+
+    def point(self, t: float) -> Point:
+        """Return where the curve stands."""
+        upper = self._shown().upper(self.share.bound)
+        return Point(t, round(self.n), self.log_e, upper, self.margin, self.share.threshold)
+
+    def _shown(self) -> Stream:
+        """Return the requests whose bound is told: those of users, unless the replayed ones are what it rests on."""
+        if not self.routed.canary[0]:
+            return self.probes
+        return self.probes if self._cleared(self.probes) and not self._cleared(self.routed) else self.routed
 
     def _both(self) -> tuple[tuple[float, float], tuple[float, float]]:
         pairs = ((self.routed.canary, self.probes.canary), (self.routed.stable, self.probes.stable))
@@ -204,6 +220,11 @@ class Events(Compared):
             self.take(
                 (0, ""), (0.0, 0.0), (float(row.stable.requests), float(self._event(row.stable))), synthetic=False
             )
+
+
+def latency_margin(spec: MetricSpec, quantile: float) -> float:
+    """Return the margin at a quantile: at most three times as many slow answers, however wide the metric's margin is."""
+    return min(spec.limit, 2 * (1 - quantile))
 
 
 class Slow(Compared):

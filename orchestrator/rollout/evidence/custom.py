@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 
 from orchestrator.rollout.evidence.conditions import Condition
-from orchestrator.rollout.evidence.judgement import MetricJudgement, State
+from orchestrator.rollout.evidence.judgement import MetricJudgement, Point, State
 from orchestrator.rollout.evidence.rows import Row, Sample
 from orchestrator.rollout.evidence.spec import MetricSpec
 
@@ -67,6 +67,10 @@ class Custom:
     def n(self) -> float:
         """Answers so far."""
         return float(sum(self._counts.values()))
+
+    def point(self, t: float) -> Point:
+        """Return where the curve stands."""
+        return self.judge().point(t)
 
     def judge(self) -> MetricJudgement:
         """Return where it stands."""

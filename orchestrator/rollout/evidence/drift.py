@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Final
 
-from orchestrator.rollout.evidence.judgement import MetricJudgement
+from orchestrator.rollout.evidence.judgement import MetricJudgement, Point
 from orchestrator.rollout.evidence.rows import Delta, Row
 from orchestrator.rollout.evidence.spec import MetricSpec
 
@@ -44,6 +44,10 @@ class Drift:
     def n(self) -> float:
         """Sampled answers of the canary."""
         return float(sum(self._counts["canary"].values()))
+
+    def point(self, t: float) -> Point:
+        """Return where the curve stands."""
+        return self.judge().point(t)
 
     def judge(self) -> MetricJudgement:
         """Return where it stands; always passed."""

@@ -9,7 +9,7 @@ from orchestrator.rollout.evidence.alone import Pairs, Users
 from orchestrator.rollout.evidence.compared import Events, Share, Slow, Test
 from orchestrator.rollout.evidence.custom import Custom
 from orchestrator.rollout.evidence.drift import Drift
-from orchestrator.rollout.evidence.judgement import Judgement, MetricJudgement, Point, State
+from orchestrator.rollout.evidence.judgement import Judgement, Point, State
 from orchestrator.rollout.evidence.rows import Counts, Row
 from orchestrator.rollout.evidence.spec import AnalysisSpec, MetricSpec
 
@@ -84,7 +84,7 @@ class Judge:
             test.add(row)
             points = self._curves[test.name]
             if test.n > (_GROWTH * points[-1].n if points else 0):
-                points.append(self._point(test.judge()))
+                points.append(test.point(row.t))
 
     def prime(self, row: Row) -> None:
         """Learn from a row of before the analysis what stable is like (quantiles; rates, for a canary that has all traffic)."""
@@ -109,12 +109,9 @@ class Judge:
         """Return each test's points so far, by its name, the latest one as it is now."""
         found: dict[str, list[Point]] = {}
         for test in self._tests:
-            points, last = self._curves[test.name], self._point(test.judge())
+            points, last = self._curves[test.name], test.point(self._t)
             found[test.name] = [*points, last] if self._rows and (not points or points[-1] != last) else list(points)
         return found
-
-    def _point(self, found: MetricJudgement) -> Point:
-        return Point(self._t, found.canary_n, found.e_value, found.upper, found.margin, found.threshold)
 
 
 def tests_of(metric: MetricSpec) -> int:

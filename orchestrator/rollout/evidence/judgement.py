@@ -46,6 +46,10 @@ class MetricJudgement:
     decides: bool = True
     warning: str = ""
 
+    def point(self, t: float) -> Point:
+        """Return the point of the curve that it is."""
+        return Point(t, self.canary_n, self.e_value, self.upper, self.margin, self.threshold)
+
     def to_json(self) -> dict[str, Any]:
         """Return the stored form; numbers that JSON lacks are null."""
         return {name: value if _plain(value) else None for name, value in asdict(self).items()}

@@ -42,7 +42,7 @@ class MetricSpec:
     Attributes:
         name: One of `METRICS`, or any name when `prometheus` is given.
         margin: How much worse than stable the canary may be, as a share; None = `DEFAULT_MARGIN`. Promotion needs the upper bound of
-            the difference below it. A quantile q of latency has `min(margin, 1 - q)`: at most twice as many slow answers.
+            the difference below it. A quantile q of latency has `min(margin, 2 * (1 - q))`: at most three times as many slow answers.
         min_samples: Requests (pairs, users, batches) of the canary before it is judged good; None = the analysis'.
         quantiles: latency: which quantiles of stable the canary must not exceed more often.
         rtol: parity: relative difference at which two numbers still agree (the router compares; kept here for the table).

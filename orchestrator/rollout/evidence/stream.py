@@ -15,7 +15,7 @@ EARLIER_SHARE: Final = 0.05
 """Parts of alpha in the bound: the canary's rate, stable's in the same windows, stable's from before it lost its traffic."""
 _LOG_CANARY, _LOG_CONTROL, _LOG_EARLIER = (math.log(share) for share in (CANARY_SHARE, CONTROL_SHARE, EARLIER_SHARE))
 _MOST_WINDOWS: Final = 256
-_ENDLESS: Final = 1e7
+_ENDLESS: Final = 1e6
 
 Key = tuple[int, str]
 """The canary's weight, and what else must be alike (rows of a batch)."""
@@ -157,12 +157,14 @@ class Stream:
             return None
         if self.upper(log_inverse_alpha) < margin:
             return 0
+        if (x1 - self.control - self.alone_n1 / max(self._earlier[0], 1.0) * self._earlier[1]) / n1 >= margin:
+            return None
         low, high = 1.0, 2.0
         while self._upper(n1 * high, x1 * high, log_inverse_alpha, high) >= margin:
             low, high = high, high * 2
             if n1 * high > _ENDLESS:
                 return None
-        for _ in range(5):
+        for _ in range(4):
             middle = (low + high) / 2
             cleared = self._upper(n1 * middle, x1 * middle, log_inverse_alpha, middle) < margin
             low, high = (low, middle) if cleared else (middle, high)
