@@ -158,7 +158,7 @@ def _pause(row: Rollout, strategy: Strategy, step: Pause, facts: Facts) -> Move:
     if step.for_a_person:
         text = f"step {row.step + 1} waits for a person"
         return _hold(row, "operator", text, facts, gate=True)
-    left_s = row.step_started_at + (step.duration_s or 0.0) - facts.now
+    left_s = row.step_started_at + step.duration_s - facts.now if step.duration_s else 0.0
     wanted = step.min_requests or 0
     if left_s <= 0 and facts.requests >= wanted:
         return Move(_at(row, row.step + 1, facts.now))
