@@ -18,10 +18,17 @@ def validate(
     from orchestrator.cli.output import print_json
     from orchestrator.environment import check_against, load_environment
     from orchestrator.recipe import load_recipe
+    from orchestrator.rollout.strategy import resolve
+    from orchestrator.rollout.strategy_text import strategy_text
 
-    loaded = load_recipe(recipe, set_=set_)
-    check_against(loaded, load_environment(environment))
+    loaded, found = load_recipe(recipe, set_=set_), load_environment(environment)
+    check_against(loaded, found)
+    rollout = loaded.recipe.rollout
+    strategy = resolve(rollout, found.pools[rollout.pool].rollout) if rollout is not None else None
     if as_json:
-        print_json({"valid": True, "recipe": loaded.recipe.name})
+        told = {} if strategy is None else {"strategy": strategy.to_json()}
+        print_json({"valid": True, "recipe": loaded.recipe.name, **told})
     else:
         print(f"{recipe}: valid")
+        if strategy is not None and strategy.steps:
+            print(f"  rollout: {strategy_text(strategy)}")
