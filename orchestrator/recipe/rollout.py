@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from orchestrator.core.patterns import safe_pattern
 from orchestrator.recipe.fields import Duration, Flag, Model, Name, Number, Text, Whole, Word
@@ -48,6 +48,8 @@ def written(owner: Model, names: tuple[str, ...]) -> list[str]:
 
 class HeaderMatch(Model):
     """A condition on one header of the request (in gRPC: of its metadata)."""
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 2, "maxProperties": 2})
 
     header: Header = Field(description="Name of the header, in any case.")
     exact: HeaderText | None = Field(None, description="The value is this.")
@@ -99,6 +101,8 @@ class Pause(Model):
 
 class Step(Model):
     """One step of a canary: a mapping with exactly one key."""
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
 
     set_weight: Percent | None = Field(None, description="Share of the requests that the canary gets, 0 to 100.")
     set_mirror: Mirror | None = Field(None, description="Give the canary copies of stable's requests.")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from orchestrator.core.errors import PlanError, RecipeError
 from orchestrator.environment import check_against, load_environment
 from orchestrator.recipe import Recipe, load_recipe, render_problems
+from orchestrator.recipe.schema import recipe_schema
 
 HEAD = "recipe: 1\nname: x\nparams: {weight: 25, wait: 5s}\nsource: {onnx: m.onnx}\nrollout:\n  endpoint: digits\n  pool: edge\n"
 
@@ -32,6 +34,23 @@ def test_every_key_is_taken_and_survives_a_dump(tmp_path: Path) -> None:
     assert made.rollout.canary is not None
     assert [step.key for step in made.rollout.canary.steps][:3] == ["set_mirror", "analysis", "set_header_route"]
     assert Recipe.model_validate(json.loads(json.dumps(made.model_dump(mode="json")))) == made
+
+
+@pytest.mark.parametrize(
+    ("steps", "fits"),
+    [
+        ([{"set_weight": 10}, {"pause": {}}, {"analysis": {"metrics": ["parity", {"name": "latency"}]}}], True),
+        ([{"set_weight": "${{ params.weight }}"}], True),
+        ([{"set_weight": 10, "pause": {}}], False),
+        ([{}], False),
+        ([{"set_weight": 101}], False),
+        ([{"analysis": {"metrics": ["speed"]}}], False),
+        ([{"set_header_route": {"match": [{"header": "x", "exact": "1", "prefix": "2"}]}}], False),
+    ],
+)
+def test_editors_see_what_a_step_may_be(steps: list[object], fits: bool) -> None:
+    value = {"recipe": 1, "name": "x", "rollout": {"endpoint": "e", "pool": "p", "canary": {"steps": steps}}}
+    assert jsonschema.Draft202012Validator(recipe_schema()).is_valid(value) is fits
 
 
 def test_parameters_keep_their_type(tmp_path: Path) -> None:
