@@ -10,9 +10,9 @@ from typing import Any, Final
 
 from orchestrator.rollout.evidence.compared import Share, latency_margin
 from orchestrator.rollout.evidence.judge import tests_of
-from orchestrator.rollout.evidence.sequential import THETAS, log_excess, log_mean_exp, upper_rate
+from orchestrator.rollout.evidence.sequential import THETAS, log_excess, log_mean_exp, lower_rate, upper_rate
 from orchestrator.rollout.evidence.spec import AnalysisSpec, MetricSpec
-from orchestrator.rollout.evidence.stream import CANARY_SHARE
+from orchestrator.rollout.evidence.stream import CANARY_SHARE, CONTROL_SHARE
 from orchestrator.rollout.strategy import Strategy
 from orchestrator.rollout.strategy_steps import Analysis, Pause, SetMirror, SetWeight
 
@@ -30,7 +30,8 @@ class Need:
         base_rate: Share of stable's requests that are events, which the figures assume.
         detect_median: Until twice the base rate is reported, in half of all cases; None where it is not within reach.
         detect_p90: The same in 9 of 10 cases.
-        clear: Until the margin is cleared if neither side has an event, and `min_samples` are there.
+        clear: Until the margin is cleared if neither side has an event (latency: both exceed the quantile at the base rate), and
+            `min_samples` are there.
     """
 
     name: str
@@ -65,7 +66,19 @@ class StepNeed:
         return asdict(self)
 
 
-def explain(strategy: Strategy, *, base_rate: float = 0.01, rps: float | None = None) -> tuple[StepNeed, ...]:
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """All steps, and when the rollout can end at the earliest; None where the rate of requests decides and is not known."""
+
+    steps: tuple[StepNeed, ...]
+    earliest_end_s: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return {"steps": [step.to_json() for step in self.steps], "earliest_end_s": self.earliest_end_s}
+
+
+def explain(strategy: Strategy, *, base_rate: float = 0.01, rps: float | None = None) -> Explanation:
     """Return what each step takes; last, under step -1, the analysis beside the steps at the last weight below 100.
 
     Args:
@@ -97,7 +110,7 @@ def explain(strategy: Strategy, *, base_rate: float = 0.01, rps: float | None = 
         elapsed = None if elapsed is None or end is None else max(elapsed, end)
         row = StepNeed(step=-1, kind="analysis", weight=weights[-1], mirror=mirror, needs=needs, earliest_s=elapsed)
         found.append(row)
-    return tuple(found)
+    return Explanation(tuple(found), elapsed)
 
 
 def _wait_s(requests: int, weight: int, rps: float | None) -> float | None:
@@ -109,24 +122,31 @@ def _wait_s(requests: int, weight: int, rps: float | None) -> float | None:
 def _after(
     elapsed: float | None, needs: tuple[Need, ...], shares: tuple[int, int], rps: float | None, probe_rate: float
 ) -> float | None:
-    """Return when an analysis that begins at `elapsed` can have passed."""
-    weight, mirror = shares
+    """Return when an analysis that begins at `elapsed` can have passed.
+
+    Args:
+        elapsed: Seconds after the start.
+        needs: Of the analysis.
+        shares: The canary's weight, and the part of stable's requests of which it gets a copy, in percent.
+        rps: Requests of users per second.
+        probe_rate: Replayed samples per second to each side.
+    """
     for need in needs:
         copies = need.name.startswith("parity")
-        rate = (rps or 0.0) * (mirror if copies else weight) / 100
-        rate = max(rate, 0.0 if copies or need.name.startswith("users") else probe_rate)
-        if elapsed is None or not rate:
+        rate = (rps or 0.0) * shares[1 if copies else 0] / 100
+        rate = max(rate, 0.0 if copies else probe_rate)
+        if elapsed is None or rate <= 0:
             return None
-    times = [need.clear / max((rps or 0.0) * _part(need, shares), _probed(need, probe_rate)) for need in needs]
-    return None if elapsed is None else elapsed + max(times, default=0.0)
+    slowest = [need.clear / max((rps or 0.0) * _share(need, shares), _probed(need, probe_rate)) for need in needs]
+    return None if elapsed is None else elapsed + max(slowest, default=0.0)
 
 
-def _part(need: Need, shares: tuple[int, int]) -> float:
+def _share(need: Need, shares: tuple[int, int]) -> float:
     return shares[1 if need.name.startswith("parity") else 0] / 100
 
 
 def _probed(need: Need, probe_rate: float) -> float:
-    return 0.0 if need.name.startswith(("parity", "users")) else probe_rate
+    return 0.0 if need.name.startswith("parity") else probe_rate
 
 
 def needs_of(analysis: AnalysisSpec, weight: int, base_rate: float) -> tuple[Need, ...]:
@@ -150,7 +170,8 @@ def needs_of(analysis: AnalysisSpec, weight: int, base_rate: float) -> tuple[Nee
 
 def _need(name: str, weight: int, base_rate: float, margin: float, share: Share) -> Need:
     median, p90 = requests_to_detect(weight, base_rate, share.threshold)
-    clear = max(requests_to_clear(margin, share.bound), share.min_samples)
+    usual = base_rate if name.startswith("latency") else 0.0
+    clear = max(requests_to_clear(margin, share.bound, usual, weight), share.min_samples)
     return Need(
         name=name,
         weight=weight,
@@ -180,15 +201,29 @@ def _of_pairs(metric: MetricSpec, weight: int, share: Share) -> Need:
     )
 
 
-def requests_to_clear(margin: float, log_inverse_alpha: float) -> int:
-    """Return after how many requests of the canary without an event the bound of the difference is below a margin."""
+def requests_to_clear(margin: float, log_inverse_alpha: float, rate: float = 0.0, weight: int = 50) -> int:
+    """Return after how many requests of the canary the bound of the difference is below a margin, at 10 million at most.
+
+    Args:
+        margin: Of the difference.
+        log_inverse_alpha: log(1 / alpha) of the bound.
+        rate: Share of requests that are events on both sides; 0 = there is none.
+        weight: The canary's, in percent: how many requests stable has beside them.
+    """
+    share = min(max(weight, 1), 99) / 100
+    scale = share / (1 - share)
     level = log_inverse_alpha - math.log(CANARY_SHARE)
+    other = log_inverse_alpha - math.log(CONTROL_SHARE)
+
+    def bound(n: float) -> float:
+        return upper_rate(rate * n, n, level) - lower_rate(rate * n, n, other, scale)
+
     low, high = 0, 1
-    while upper_rate(0, high, level) >= margin:
+    while bound(high) >= margin and high < 10_000_000:
         low, high = high, high * 2
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if upper_rate(0, middle, level) >= margin else (low, middle)
+        low, high = (middle, high) if bound(middle) >= margin else (low, middle)
     return high
 
 
