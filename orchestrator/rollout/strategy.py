@@ -148,19 +148,7 @@ def resolve(rollout: Rollout | None, policy: RolloutPolicy | None = None) -> Str
     Raises:
         UsageError: The recipe has less than the pool demands; says what, and where in the recipe.
     """
-    found = list(unmet(rollout, policy)) if policy is not None else []
-    if found:
-        listed = "; ".join(message for _, message in found)
-        place = dotted(found[0][0]) if rollout is not None else ""
-        fix = (
-            "change the recipe there" if rollout is not None else "name a recipe with `--recipe`, whose rollout has it"
-        )
-        raise UsageError(
-            listed,
-            place=place,
-            hint=f"{fix}, or roll out to another pool (`pools.<pool>.rollout` of the environment demands it)",
-            details={"unmet": [{"path": dotted(loc), "message": message} for loc, message in found]},
-        )
+    _refuse_less(rollout, policy)
     approvals = max(rollout.approvals if rollout is not None else 0, policy.approvals if policy is not None else 0)
     if rollout is None:
         return Strategy(approvals=approvals)
@@ -183,6 +171,22 @@ def resolve(rollout: Rollout | None, policy: RolloutPolicy | None = None) -> Str
         scale_down_delay_s=rollout.blue_green.scale_down_delay if rollout.blue_green is not None else 0.0,
         promote_from=rollout.promote_from.alias if rollout.promote_from is not None else "",
     )
+
+
+def _refuse_less(rollout: Rollout | None, policy: RolloutPolicy | None) -> None:
+    found = list(unmet(rollout, policy)) if policy is not None else []
+    if found:
+        listed = "; ".join(message for _, message in found)
+        place = dotted(found[0][0]) if rollout is not None else ""
+        fix = (
+            "change the recipe there" if rollout is not None else "name a recipe with `--recipe`, whose rollout has it"
+        )
+        raise UsageError(
+            listed,
+            place=place,
+            hint=f"{fix}, or roll out to another pool (`pools.<pool>.rollout` of the environment demands it)",
+            details={"unmet": [{"path": dotted(loc), "message": message} for loc, message in found]},
+        )
 
 
 def _step(step: RecipeStep) -> Step:
