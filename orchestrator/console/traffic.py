@@ -13,12 +13,11 @@ from orchestrator.app.serve_site import connect
 from orchestrator.app.top import Look, look, quantile
 from orchestrator.app.wiring import Workplace
 from orchestrator.console.view import TrafficView
-from orchestrator.core.errors import OrchestratorError
+from orchestrator.core.errors import OrchestratorError, Unreachable
 from orchestrator.rollout.site import RouterSite
 
 _FRESH_S: Final = 1.0
 _WINDOW_S: Final = 60.0
-_KEPT_S: Final = 15.0
 _DURATION: Final = "orchestrate_request_duration_seconds"
 _COMPUTE: Final = "orchestrate_batch_compute_seconds"
 _REQUESTS: Final = "orchestrate_requests_total"
@@ -31,7 +30,6 @@ class _Site:
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     found: RouterSite | None = None
-    found_at: float = 0.0
     asked_at: float = float("-inf")
     looks: deque[Look] = field(default_factory=deque[Look])
     error: str = ""
@@ -108,15 +106,21 @@ class Sites:
             return {}
 
     def _ask(self, name: str, site: _Site) -> None:
-        now = self._clock()
         try:
-            if site.found is None or now - site.found_at > _KEPT_S:
-                site.found, site.found_at = connect(self._workplace, name), now
-            site.looks.append(look(site.found.admin))
+            try:
+                found = site.found or connect(self._workplace, name)
+                seen = look(found.admin)
+            except Unreachable:
+                if site.found is None:
+                    raise
+                found = connect(self._workplace, name)  # the site may have gone down and come up elsewhere
+                seen = look(found.admin)
         except OrchestratorError as error:
             site.found, site.error = None, f"Site {name} does not answer, so its traffic is not shown: {error.message}"
             site.looks.clear()
             return
+        site.found = found
+        site.looks.append(seen)
         site.error = ""
         if site.looks[0].status.get("boot") != site.looks[-1].status.get("boot"):
             newest = site.looks[-1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -83,7 +84,7 @@ def _fill(workplace: Workplace, bundle: str, path: str) -> None:
         begun = Rollout(**places, strategy=strategy.to_json(), actor="bea", reason="<b>run</b> x1")  # type: ignore[arg-type]
         ledger.rollouts.begin(begun, lease)
         moved = {"step": 2, "weight": 25, "mirror": 100, "notes": {"step_seq": 0, "entered": 2}}
-        waiting = {"kind": "evidence", "text": "needs more requests", "since": 1.0}
+        waiting = {"kind": "evidence", "text": "needs more requests", "since": time.time() - 5}
         ledger.rollouts.save(Rollout(**{**_values(begun), **moved, "waiting": waiting}), lease)
         rows = [
             Delta(
@@ -91,8 +92,8 @@ def _fill(workplace: Workplace, bundle: str, path: str) -> None:
                 boot="b",
                 traffic="weighted",
                 weight=25,
-                canary=Counts(requests=25, errors=k % 5 == 0),
-                stable=Counts(requests=75, errors=k % 3 == 0),
+                canary=Counts(requests=25, errors=int(k % 5 == 0)),
+                stable=Counts(requests=75, errors=int(k % 3 == 0)),
             ).to_json()
             for k in range(40)
         ]
@@ -196,7 +197,7 @@ def test_the_page_follows_what_happens_and_works_without_scripts(world: World, b
         lease = ledger.leases.acquire("endpoint/digits", Owner.here("test"), seize=True)
         active = ledger.rollouts.active("digits")
         assert active is not None
-        waiting = {"kind": "operator", "text": "for a word of yours", "since": 1.0}
+        waiting = {"kind": "operator", "text": "for a word of yours", "since": time.time() - 5}
         ledger.rollouts.save(Rollout(**{**_values(active), "waiting": waiting}), lease)
     see(browser, "for a word of yours")
     assert browser.execute_script("return window.before !== document.getElementById('live')")
