@@ -1,32 +1,30 @@
-"""From a real ledger and the routers' words to what the pages show; what the buttons do to the ledger; who may start it."""
+"""From a real ledger and the routers' words to what the pages show; what the buttons do to the ledger."""
 
 from __future__ import annotations
 
 import os
-import ssl
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-import httpx
 import pytest
-from support.certificates import Authority
 from support.ledger_samples import request
 
+from orchestrator.app import rollouts
+from orchestrator.app.rollouts import RollbackAsk
 from orchestrator.app.top import Look
 from orchestrator.app.wiring import Workplace, open_workplace
-from orchestrator.console import leading
+from orchestrator.console import actions, leading
 from orchestrator.console.actions import Actions
 from orchestrator.console.gather import Gather
-from orchestrator.console.run import ConsoleSettings, open_console
 from orchestrator.console.traffic import SiteView
-from orchestrator.core.errors import Conflict, InfraError, UsageError, Waiting
+from orchestrator.core.errors import Conflict, StoreError, UsageError, Waiting
 from orchestrator.ledger import GenerationState, Lease, Ledger, Owner, Rollout, RolloutState
 from orchestrator.rollout.evidence.rows import Counts, Delta
 from orchestrator.rollout.evidence.spec import AnalysisSpec, MetricSpec
-from orchestrator.rollout.identity import Identity, Role, add_identity
+from orchestrator.rollout.identity import Identity, Role
 from orchestrator.rollout.strategy import Strategy
 from orchestrator.rollout.strategy_steps import Analysis, Pause, SetWeight
 
@@ -200,30 +198,30 @@ def test_buttons_write_into_the_ledger_with_the_name(workplace: Workplace, ledge
     begun = _begin(ledger, lease, Strategy(kind="canary", steps=(Pause(),), approvals=2))
     canary = ledger.generations.get("digits", 2)
     assert canary is not None
-    actions, form = Actions(workplace, ledger), {"generation": "2", "bundle": canary.bundle, "reason": "r"}
-    assert "Asked to abort" in actions.do("abort", "digits", form, ADA)
-    assert "ada approves generation 2" in actions.do("approve", "digits", form, ADA)
+    buttons, form = Actions(workplace, ledger), {"generation": "2", "bundle": canary.bundle, "reason": "r"}
+    assert "Asked to abort" in buttons.do("abort", "digits", form, ADA)
+    assert "ada approves generation 2" in buttons.do("approve", "digits", form, ADA)
     active = ledger.rollouts.active("digits")
     assert active is not None
     assert (active.intent, [a["identity"] for a in active.approvals]) == ("abort", ["ada"])
     assert [row.actor for row in ledger.audit.rows()][-2:] == ["ada", "ada"]
     with pytest.raises(Conflict):
-        actions.do("reject", "digits", form, ADA)
+        buttons.do("reject", "digits", form, ADA)
 
     with pytest.raises(UsageError, match="bob may not approve"):
-        actions.do("approve", "digits", form, Identity("bob", frozenset[Role]({"promote"})))
+        buttons.do("approve", "digits", form, Identity("bob", frozenset[Role]({"promote"})))
     with pytest.raises(Conflict, match="no rollout of generation 7"):
-        actions.do("pause", "digits", {**form, "generation": "7"}, ADA)
+        buttons.do("pause", "digits", {**form, "generation": "7"}, ADA)
     with pytest.raises(Conflict, match="another bundle"):
-        actions.do("approve", "digits", {**form, "bundle": "sha256:0"}, ADA)
+        buttons.do("approve", "digits", {**form, "bundle": "sha256:0"}, ADA)
     for number in ("", "x", "-1", "1" * 20, "²"):
         with pytest.raises(UsageError, match="generation must be a number"):
-            actions.do("pause", "digits", {**form, "generation": number}, ADA)
+            buttons.do("pause", "digits", {**form, "generation": number}, ADA)
     with pytest.raises(UsageError, match="needs a reason"):
-        actions.do("rollback", "digits", {"to": "1", "expect": "1"}, ADA)
+        buttons.do("rollback", "digits", {"to": "1", "expect": "1"}, ADA)
     ledger.rollouts.save(replace(begun, state=RolloutState.ABORTED), lease)
     with pytest.raises(Conflict, match="no rollout of generation 2"):
-        actions.do("pause", "digits", form, ADA)
+        buttons.do("pause", "digits", form, ADA)
 
 
 def test_a_rollout_that_nobody_leads_is_led_on_after_a_button(
@@ -240,8 +238,8 @@ def test_a_rollout_that_nobody_leads_is_led_on_after_a_button(
         raise Waiting("for a person")
 
     monkeypatch.setattr(leading, "carry_on", carry_on)
-    actions, form = Actions(workplace, ledger), {"generation": "2", "bundle": canary.bundle}
-    actions.do("pause", "digits", form, ADA)
+    buttons, form = Actions(workplace, ledger), {"generation": "2", "bundle": canary.bundle}
+    buttons.do("pause", "digits", form, ADA)
     assert led == []  # we lead
     before = _gather(workplace, ledger).endpoint("digits")
     ledger.leases.release(lease)
@@ -251,56 +249,31 @@ def test_a_rollout_that_nobody_leads_is_led_on_after_a_button(
     assert before.rollout is not None
     assert after.rollout is not None
     assert (f"process {os.getpid()}" in before.rollout.led_by, after.rollout.led_by) == (True, "")
-    actions.do("abort", "digits", form, ADA)
+    buttons.do("abort", "digits", form, ADA)
     assert done.wait(10)
     assert led == [("digits", 2)]
 
 
-def test_it_does_not_start_where_strangers_reach_it(workplace: Workplace, tmp_path: Path) -> None:
-    for host in ("0.0.0.0", "::", "192.0.2.1"):
-        with (
-            pytest.raises(UsageError, match="nobody has a token"),
-            open_console(workplace, ConsoleSettings(host=host)),
-        ):
-            pass
-    add_identity(tmp_path / "approvers", "ada", ["observe"])
-    with open_console(workplace, ConsoleSettings(host="0.0.0.0", token_file=tmp_path / "approvers")) as opened:
-        _, _, url, warnings = opened
-        assert url.startswith("http://0.0.0.0:")
-        assert any("in clear" in warning for warning in warnings)
-    with open_console(workplace, ConsoleSettings()) as (_, listener, url, warnings):
-        assert any("read only" in warning for warning in warnings)
-        taken = ConsoleSettings(port=listener.getsockname()[1])
-        with pytest.raises(InfraError, match="cannot listen"), open_console(workplace, taken):
-            pass
-    with (
-        pytest.raises(UsageError, match="cannot read the tokens"),
-        open_console(workplace, ConsoleSettings(token_file=tmp_path / "none")),
-    ):
-        pass
+def test_a_rollback_says_what_it_did_or_why_not(
+    workplace: Workplace, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[RollbackAsk] = []
 
+    def rollback(_place: Workplace, ask: RollbackAsk, _tell: object) -> dict[str, Any]:
+        asked.append(ask)
+        if ask.to == 9:
+            raise StoreError("the files of generation 9 are gone")
+        if ask.to == 8:
+            slow.wait(10)
+        return {"generation": 12}
 
-def test_tokens_cross_the_network_in_tls(workplace: Workplace, tmp_path: Path) -> None:
-    token = add_identity(tmp_path / "approvers", "ada", ["observe"])
-    authority = Authority(tmp_path, "ca")
-    cert, key = authority.issue("console")
-    settings = ConsoleSettings(host="0.0.0.0", token_file=tmp_path / "approvers", tls=(cert, key))
-    with open_console(workplace, settings) as (server, listener, url, warnings):
-        assert (warnings, url.startswith("https://0.0.0.0:")) == ([], True)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            place = f"https://127.0.0.1:{listener.getsockname()[1]}"
-            with httpx.Client(base_url=place, verify=ssl.create_default_context(cafile=authority.path)) as client:
-                assert client.get("/").headers["location"] == "/login?next=/"
-                cookie = client.post("/login", data={"token": token}).headers["set-cookie"]
-                assert cookie.startswith("__Host-orchestrate-")
-                assert "Secure" in cookie
-                assert "Nothing has been deployed yet" in client.get("/").text
-        finally:
-            server.should_exit = True
-            thread.join(10)
-    other = authority.issue("other")[1]
-    for tls, says in (((cert, other), "TLS cannot be served"), ((cert, None), "a certificate and its key")):
-        with pytest.raises(UsageError, match=says), open_console(workplace, replace(settings, tls=tls)):
-            pass
+    slow = threading.Event()
+    monkeypatch.setattr(rollouts, "rollback", rollback)
+    monkeypatch.setattr(actions, "_PATIENCE_S", 0.5)
+    buttons, form = Actions(workplace, ledger), {"to": "7", "expect": "11", "reason": "wrong digits"}
+    assert "generation 12 serves" in buttons.do("rollback", "digits", form, ADA)
+    assert asked == [RollbackAsk(endpoint="digits", to=7, expect=11, actor="ada", reason="wrong digits")]
+    with pytest.raises(StoreError, match="are gone"):
+        buttons.do("rollback", "digits", {**form, "to": "9"}, ADA)
+    assert "is under way" in buttons.do("rollback", "digits", {**form, "to": "8"}, ADA)
+    slow.set()

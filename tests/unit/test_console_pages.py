@@ -15,7 +15,7 @@ from support.console_samples import endpoint, generation, rollout, row
 from orchestrator.console.render import make_pages, render
 from orchestrator.console.server import Console, Door
 from orchestrator.console.sessions import Sessions
-from orchestrator.console.view import EndpointRow, EndpointView
+from orchestrator.console.view import ApprovalView, EndpointRow, EndpointView
 from orchestrator.core.errors import Conflict, LedgerError
 from orchestrator.core.redact import remember_secret
 from orchestrator.rollout.identity import Identities, Identity, add_identity
@@ -99,6 +99,13 @@ def test_the_page_says_where_the_rollout_is_and_why_it_waits(world: World) -> No
         assert said in text
     assert text.count('class="curve"') == text.count('class="limit"') == 6
     assert "<button" not in text
+
+
+def test_who_asked_for_a_rollout_does_not_approve_it(world: World) -> None:
+    said = (ApprovalView("ada", "approve", "", 1.0), ApprovalView("bob", "reject", "too slow", 2.0))
+    world.gather.shown = endpoint(rollout=rollout(approvals=said, approvals_given=0))
+    text = re.sub(r"<.*?>", "", world.client.get("/endpoints/digits").text)
+    assert "0 of 2; ada approves, which does not count: the rollout is theirs; bob rejects (too slow)" in text
 
 
 def test_all_text_is_escaped_and_secrets_are_masked(world: World) -> None:
