@@ -13,7 +13,8 @@ from orchestrator.ledger.audit import AuditLog
 from orchestrator.ledger.database import Database
 from orchestrator.ledger.expectations import asked, compare_live, same
 from orchestrator.ledger.leases import fence
-from orchestrator.ledger.rollouts import Rollouts, active_by_endpoint, active_in
+from orchestrator.ledger.rollout_reading import active_by_endpoint, active_in
+from orchestrator.ledger.rollouts import Rollouts
 from orchestrator.ledger.rows import Generation, GenerationRequest, GenerationState, Lease, TableStamp, values_of
 from orchestrator.ledger.schema import generations, scales, table_versions
 

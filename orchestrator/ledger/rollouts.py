@@ -8,18 +8,30 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, func, select, update
 
-from orchestrator.core.errors import Conflict, LedgerError
+from orchestrator.core.errors import Conflict
 from orchestrator.ledger.audit import AuditLog
 from orchestrator.ledger.database import Database
 from orchestrator.ledger.leases import fence
+from orchestrator.ledger.rollout_reading import (
+    ACTIVE,
+    active_in,
+    busy,
+    check_staged,
+    ended,
+    get_in,
+    here,
+    must_in,
+    read_row,
+    row_values,
+    subject,
+)
 from orchestrator.ledger.rollout_rows import EvidenceRow, Intent, Rollout, RolloutState
 from orchestrator.ledger.rollout_schema import evidence, rollouts
-from orchestrator.ledger.rows import Lease, values_of
+from orchestrator.ledger.rows import Lease
 
 _OPERATORS: Final = ("intent", "approvals")
 _FIXED: Final = ("endpoint", "generation", "site", "pool", "stable", "strategy", "actor", "reason", "started_at")
 _AUDITED: Final = ("state", "step", "weight", "mirror", "headers")
-_ACTIVE: Final = rollouts.c.state.in_([state.value for state in RolloutState if state.active])
 
 
 class Rollouts:
@@ -33,22 +45,23 @@ class Rollouts:
         """Add a rollout; its times are set here. A repeat for the same generation returns the first one.
 
         Raises:
-            Conflict: Fenced, or another rollout of the endpoint is active.
+            Conflict: Fenced, another rollout of the endpoint is active, or the generation has failed or served already.
         """
         asked = {"state": "begin"}
-        with self._audit.refusals(rollout.actor, _subject(rollout), asked), self._database.write() as connection:
+        with self._audit.refusals(rollout.actor, subject(rollout), asked), self._database.write() as connection:
             fence(connection, lease)
-            known = _get(connection, rollout.endpoint, rollout.generation)
+            known = get_in(connection, rollout.endpoint, rollout.generation)
             if known is not None:
                 return known
             active = active_in(connection, rollout.endpoint)
             if active is not None:
-                raise _busy(active)
+                raise busy(active)
+            check_staged(connection, rollout)
             now = self._database.now(connection)
             begun = replace(rollout, step_started_at=now, progressed_at=now, started_at=now, intent="", approvals=())
-            connection.execute(rollouts.insert().values(_values(begun)))
-            facts = {"stable": begun.stable, "strategy": dict(begun.strategy), "reason": begun.reason}
-            self._audit.append_in(connection, begun.actor, "rollout.begin", _subject(begun), facts)
+            connection.execute(rollouts.insert().values(row_values(begun)))
+            facts = {name: row_values(begun)[name] for name in ("stable", "strategy", "reason", *_AUDITED)}
+            self._audit.append_in(connection, begun.actor, "rollout.begin", subject(begun), facts)
             return begun
 
     def save(self, rollout: Rollout, lease: Lease) -> Rollout:
@@ -61,14 +74,14 @@ class Rollouts:
             LedgerError: There is no such rollout.
         """
         asked = {"state": rollout.state.value, "step": rollout.step, "weight": rollout.weight}
-        with self._audit.refusals(rollout.actor, _subject(rollout), asked), self._database.write() as connection:
+        with self._audit.refusals(rollout.actor, subject(rollout), asked), self._database.write() as connection:
             fence(connection, lease)
-            known = _must(connection, rollout.endpoint, rollout.generation)
+            known = must_in(connection, rollout.endpoint, rollout.generation)
             if not known.state.active:
                 same = replace(rollout, intent=known.intent, approvals=known.approvals, ended_at=known.ended_at)
                 if same == known:
                     return known
-                raise _ended(known)
+                raise ended(known)
             return self._write(connection, known, rollout, rollout.actor)
 
     def _write(self, connection: Connection, known: Rollout, wanted: Rollout, actor: str) -> Rollout:
@@ -79,16 +92,18 @@ class Rollouts:
             wanted = replace(wanted, step_started_at=now, progressed_at=now)
         if not wanted.state.active:
             wanted = replace(wanted, ended_at=now, intent="")
-        values = {name: value for name, value in _values(wanted).items() if name not in _FIXED and name != "approvals"}
+        values = {
+            name: value for name, value in row_values(wanted).items() if name not in _FIXED and name != "approvals"
+        }
         if wanted.state.active:
             del values["intent"]
-        connection.execute(update(rollouts).where(_here(wanted)).values(values))
-        before, after = _values(known), _values(wanted)
+        connection.execute(update(rollouts).where(here(wanted)).values(values))
+        before, after = row_values(known), row_values(wanted)
         changed = {name: after[name] for name in _AUDITED if before[name] != after[name]}
         if changed:
             facts = changed | ({"error": wanted.error} if wanted.error else {}) | {"waiting": wanted.waiting}
             action = f"rollout.{wanted.state}" if "state" in changed else "rollout.step"
-            self._audit.append_in(connection, actor, action, _subject(wanted), facts)
+            self._audit.append_in(connection, actor, action, subject(wanted), facts)
         return wanted
 
     def ask(
@@ -110,9 +125,9 @@ class Rollouts:
                 )
             if known.intent == intent:
                 return known
-            connection.execute(update(rollouts).where(_here(known)).values(intent=intent))
+            connection.execute(update(rollouts).where(here(known)).values(intent=intent))
             facts = {"intent": intent, "reason": reason}
-            self._audit.append_in(connection, actor, "rollout.ask", _subject(known), facts)
+            self._audit.append_in(connection, actor, "rollout.ask", subject(known), facts)
             return replace(known, intent=intent)
 
     def answered(self, endpoint: str, generation: int, intent: str, lease: Lease) -> None:
@@ -121,10 +136,10 @@ class Rollouts:
         Raises:
             Conflict: Fenced.
         """
-        here = (rollouts.c.endpoint == endpoint) & (rollouts.c.generation == generation)
+        found = (rollouts.c.endpoint == endpoint) & (rollouts.c.generation == generation)
         with self._database.write() as connection:
             fence(connection, lease)
-            connection.execute(update(rollouts).where(here & (rollouts.c.intent == intent)).values(intent=""))
+            connection.execute(update(rollouts).where(found & (rollouts.c.intent == intent)).values(intent=""))
 
     def decide(self, endpoint: str, generation: int, approval: Mapping[str, Any], *, actor: str) -> Rollout:
         """Add an approval or a rejection: {identity, decision, step, bundle, reason}; its time is set here. Idempotent.
@@ -134,7 +149,7 @@ class Rollouts:
             LedgerError: There is no such rollout.
         """
         with self._database.write() as connection:
-            known = _must(connection, endpoint, generation)
+            known = must_in(connection, endpoint, generation)
             same = next(
                 (a for a in known.approvals if all(a.get(key) == approval.get(key) for key in ("identity", "step"))),
                 None,
@@ -147,11 +162,11 @@ class Rollouts:
                     hint="abort the rollout to take an approval back",
                 )
             if not known.state.active:
-                raise _ended(known)
+                raise ended(known)
             row = {**approval, "t": self._database.now(connection)}
             approvals = (*known.approvals, row)
-            connection.execute(update(rollouts).where(_here(known)).values(approvals=list(approvals)))
-            self._audit.append_in(connection, actor, f"rollout.{approval.get('decision')}", _subject(known), row)
+            connection.execute(update(rollouts).where(here(known)).values(approvals=list(approvals)))
+            self._audit.append_in(connection, actor, f"rollout.{approval.get('decision')}", subject(known), row)
             return replace(known, approvals=approvals)
 
     def active(self, endpoint: str) -> Rollout | None:
@@ -161,22 +176,22 @@ class Rollouts:
 
     def all_active(self, site: str | None = None) -> tuple[Rollout, ...]:
         """Return all rollouts that have not ended, of one site or of all."""
-        query = select(rollouts).where(_ACTIVE).order_by(rollouts.c.endpoint)
+        query = select(rollouts).where(ACTIVE).order_by(rollouts.c.endpoint)
         if site is not None:
             query = query.where(rollouts.c.site == site)
         with self._database.read() as connection:
-            return tuple(_rollout(dict(row)) for row in connection.execute(query).mappings())
+            return tuple(read_row(dict(row)) for row in connection.execute(query).mappings())
 
     def get(self, endpoint: str, generation: int) -> Rollout | None:
         """Return the rollout of a generation; None where it went live without one."""
         with self._database.read() as connection:
-            return _get(connection, endpoint, generation)
+            return get_in(connection, endpoint, generation)
 
     def list(self, endpoint: str) -> tuple[Rollout, ...]:
         """Return all rollouts of an endpoint, by generation."""
         query = select(rollouts).where(rollouts.c.endpoint == endpoint).order_by(rollouts.c.generation)
         with self._database.read() as connection:
-            return tuple(_rollout(dict(row)) for row in connection.execute(query).mappings())
+            return tuple(read_row(dict(row)) for row in connection.execute(query).mappings())
 
     def add_evidence(self, endpoint: str, generation: int, rows: Sequence[Mapping[str, Any]], lease: Lease) -> None:
         """Append what was counted; nothing of it ever changes.
@@ -186,10 +201,10 @@ class Rollouts:
         """
         if not rows:
             return
-        here = (evidence.c.endpoint == endpoint) & (evidence.c.generation == generation)
+        found = (evidence.c.endpoint == endpoint) & (evidence.c.generation == generation)
         with self._database.write() as connection:
             fence(connection, lease)
-            last = connection.execute(select(func.max(evidence.c.seq)).where(here)).scalar_one() or 0
+            last = connection.execute(select(func.max(evidence.c.seq)).where(found)).scalar_one() or 0
             now = self._database.now(connection)
             connection.execute(
                 evidence.insert(),
@@ -203,8 +218,8 @@ class Rollouts:
         self, endpoint: str, generation: int, *, after: int = 0, limit: int = 100_000
     ) -> tuple[EvidenceRow, ...]:
         """Return what was counted, oldest first, from the row after `after`."""
-        here = (evidence.c.endpoint == endpoint) & (evidence.c.generation == generation) & (evidence.c.seq > after)
-        query = select(evidence.c.seq, evidence.c.t, evidence.c.body).where(here).order_by(evidence.c.seq).limit(limit)
+        found = (evidence.c.endpoint == endpoint) & (evidence.c.generation == generation) & (evidence.c.seq > after)
+        query = select(evidence.c.seq, evidence.c.t, evidence.c.body).where(found).order_by(evidence.c.seq).limit(limit)
         with self._database.read() as connection:
             return tuple(EvidenceRow(*row) for row in connection.execute(query).tuples())
 
@@ -223,76 +238,3 @@ class Rollouts:
         if known is not None and only in (None, known.generation) and other_than != known.generation:
             over = replace(known, state=RolloutState.ABORTED, weight=0, mirror=0, headers=(), waiting=None, error=error)
             self._write(connection, known, over, actor)
-
-
-def active_in(connection: Connection, endpoint: str) -> Rollout | None:
-    """Return the active rollout of an endpoint, inside a running transaction."""
-    query = select(rollouts).where(_ACTIVE & (rollouts.c.endpoint == endpoint))
-    row = connection.execute(query).mappings().one_or_none()
-    return None if row is None else _rollout(dict(row))
-
-
-def active_by_endpoint(connection: Connection, site: str) -> dict[str, Rollout]:
-    """Return the active rollouts of a site by endpoint, inside a running transaction."""
-    rows = connection.execute(select(rollouts).where(_ACTIVE & (rollouts.c.site == site))).mappings()
-    return {found.endpoint: found for found in (_rollout(dict(row)) for row in rows)}
-
-
-def _get(connection: Connection, endpoint: str, generation: int) -> Rollout | None:
-    here = (rollouts.c.endpoint == endpoint) & (rollouts.c.generation == generation)
-    row = connection.execute(select(rollouts).where(here)).mappings().one_or_none()
-    return None if row is None else _rollout(dict(row))
-
-
-def _must(connection: Connection, endpoint: str, generation: int) -> Rollout:
-    found = _get(connection, endpoint, generation)
-    if found is None:
-        raise LedgerError(
-            f"generation {generation} of endpoint {endpoint!r} has no rollout",
-            hint="look at `orchestrate rollout history`",
-        )
-    return found
-
-
-def _here(rollout: Rollout) -> Any:
-    return (rollouts.c.endpoint == rollout.endpoint) & (rollouts.c.generation == rollout.generation)
-
-
-def _values(rollout: Rollout) -> dict[str, Any]:
-    values = values_of(rollout)
-    return {
-        **values,
-        "state": rollout.state.value,
-        "headers": list(rollout.headers),
-        "approvals": list(rollout.approvals),
-    }
-
-
-def _rollout(values: Mapping[Any, Any]) -> Rollout:
-    fields: dict[str, Any] = {
-        **values,
-        "state": RolloutState(values["state"]),
-        "headers": tuple(values["headers"]),
-        "approvals": tuple(values["approvals"]),
-    }
-    return Rollout(**fields)
-
-
-def _subject(rollout: Rollout) -> str:
-    return f"{rollout.endpoint}/{rollout.generation}"
-
-
-def _busy(active: Rollout) -> Conflict:
-    return Conflict(
-        f"generation {active.generation} of {active.endpoint!r} is being rolled out by {active.actor} ({active.state})",
-        hint="wait for it, or `orchestrate rollout abort`",
-        details={"endpoint": active.endpoint, "active": active.generation, "live": active.stable},
-    )
-
-
-def _ended(known: Rollout) -> Conflict:
-    return Conflict(
-        f"the rollout of generation {known.generation} of {known.endpoint!r} has {known.state}",
-        hint="look at `orchestrate rollout history`; start another one",
-        details={"endpoint": known.endpoint, "generation": known.generation, "state": known.state.value},
-    )

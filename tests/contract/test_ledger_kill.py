@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 from support.forked import fired, passings, run_forked
-from support.ledger_samples import digest, execution, request, step
+from support.ledger_samples import digest, execution, request, rollout, step
 
 from orchestrator.core.errors import Conflict
-from orchestrator.ledger import ArtifactRow, EventRow, ExecutionUpdate, GenerationState, Ledger, MetricRow, Owner
+from orchestrator.ledger import (
+    ArtifactRow,
+    EventRow,
+    ExecutionUpdate,
+    GenerationState,
+    Ledger,
+    MetricRow,
+    Owner,
+    RolloutState,
+)
 
 
 def life(url: str) -> None:
@@ -33,7 +43,12 @@ def life(url: str) -> None:
         for number, bundle in enumerate("12"):
             made = ledger.generations.append(request(bundle, expected=number), lease)
             if made.state == GenerationState.STAGED:
+                if number:
+                    row = ledger.rollouts.begin(rollout(made.number, stable=number), lease)
+                    ledger.rollouts.save(replace(row, state=RolloutState.SUCCEEDED, weight=100), lease)
                 ledger.generations.set_state("digits", made.number, GenerationState.LIVE, lease, actor="ada")
+        back = request("1", expected=2, kind="rollback", request_id="back")
+        ledger.generations.roll_back(back, lease)
         ledger.generations.set_state("digits", 1, GenerationState.RETIRED, lease, actor="ada")
         ledger.leases.release(lease)
 
@@ -48,6 +63,7 @@ def picture(url: str) -> dict[str, object]:
             "artifacts": ledger.artifacts.list(),
             "edges": ledger.artifacts.children(digest("c")),
             "generations": [(g.number, g.bundle, g.state) for g in ledger.generations.list("digits")],
+            "rollouts": [(r.generation, r.state, r.weight) for r in ledger.rollouts.list("digits")],
             "audit": [(row.action, row.subject) for row in ledger.audit.rows()],
             "chain": ledger.audit.verify().count,
             "holder": ledger.leases.holder("recipe/digits"),
@@ -67,7 +83,7 @@ def test_kill_at_every_commit_then_repeat(request: pytest.FixtureRequest, tmp_pa
     assert run_forked(partial(life, calm), log=log) == 0
     expected = picture(calm)
     points = passings(log)
-    assert len(points) == 22, points  # 11 transactions, each with a point on both sides of its commit
+    assert len(points) == 28, points  # 14 transactions, each with a point on both sides of its commit
     for number, point in enumerate(points):
         url, log = new_url(), tmp_path / f"{number}.log"
         assert run_forked(partial(life, url), fault=f"{point}:kill", log=log) == -9, point

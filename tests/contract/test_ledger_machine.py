@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
-from support.ledger_samples import request
+from support.ledger_samples import request, rollout
 
 from orchestrator.core.errors import Conflict
-from orchestrator.ledger import GenerationState, Lease, Ledger, Owner
+from orchestrator.ledger import GenerationState, Lease, Ledger, Owner, RolloutState
 from orchestrator.ledger import database as database_module
-from orchestrator.ledger.generations import TRANSITIONS
+from orchestrator.ledger.generations import ROUTED, TRANSITIONS
 
 BUNDLES = "1234"
+STAGED, LIVE, WARM, DRAINING = (
+    GenerationState.STAGED,
+    GenerationState.LIVE,
+    GenerationState.WARM,
+    GenerationState.DRAINING,
+)
 
 
 class Crash(BaseException):
@@ -33,6 +40,8 @@ class Generations(RuleBasedStateMachine):
         self.url = self.new_url(self.folder)
         self.crash_at = ""
         self.model: list[tuple[str, str, GenerationState]] = []  # (bundle, request id, state), number = index + 1
+        self.rollouts: dict[int, tuple[RolloutState, int, str]] = {}  # generation -> (state, weight, intent)
+        self.evidence: dict[int, int] = {}
         self.versions: list[int] = []
         self.ledger = Ledger.open(self.url)
         self.lease = self.take()
@@ -49,9 +58,9 @@ class Generations(RuleBasedStateMachine):
             self.crash_at = ""
             raise Crash
 
-    def take(self) -> Lease:
+    def take(self, *, seize: bool = False) -> Lease:
         dead = Owner(user="u", host="h", machine=Owner.here().machine, pid=2**22 + 1, started_ticks=1)
-        return self.ledger.leases.acquire("endpoint/digits", dead)
+        return self.ledger.leases.acquire("endpoint/digits", dead, seize=seize)
 
     def live(self) -> int:
         states = [state for _, _, state in self.model]
@@ -60,6 +69,16 @@ class Generations(RuleBasedStateMachine):
     def staged(self) -> int:
         states = [state for _, _, state in self.model]
         return states.index(GenerationState.STAGED) + 1 if GenerationState.STAGED in states else 0
+
+    def active(self) -> int:
+        return next((number for number, (state, _, _) in self.rollouts.items() if state.active), 0)
+
+    def end(self, number: int) -> None:
+        if number:
+            self.rollouts[number] = (RolloutState.ABORTED, 0, "")
+
+    def become(self, number: int, state: GenerationState) -> None:
+        self.model[number - 1] = (*self.model[number - 1][:2], state)
 
     def attempt(self, crash: str, call: object) -> bool:
         """Run a mutation, perhaps with a crash; tells whether it was committed. A crash means a new process."""
@@ -84,7 +103,7 @@ class Generations(RuleBasedStateMachine):
         known = [index for index, (_, name, _) in enumerate(self.model) if name == wanted.request_id]
         if known:
             assert self.ledger.generations.append(wanted, self.lease).number == known[0] + 1
-        elif expected != self.live() or self.staged():
+        elif expected != self.live() or self.staged() or self.active():
             with pytest.raises(Conflict):
                 self.ledger.generations.append(wanted, self.lease)
         elif self.attempt(crash, lambda: self.ledger.generations.append(wanted, self.lease)):
@@ -98,23 +117,103 @@ class Generations(RuleBasedStateMachine):
         with pytest.raises(Conflict):
             self.ledger.generations.append(request(other, request_id=name, expected=self.live()), self.lease)
 
+    @rule(bundle=st.sampled_from(BUNDLES), lag=st.integers(0, 1), salt=st.integers(0, 1), crash=crashes)
+    def roll_back(self, bundle: str, lag: int, salt: int, crash: str) -> None:
+        expected = max(0, self.live() - lag)
+        wanted = request(bundle, expected=expected, request_id=f"back/{bundle}/{expected}/{salt}", kind="rollback")
+        known = [index for index, (_, name, _) in enumerate(self.model) if name == wanted.request_id]
+        if known:
+            assert self.ledger.generations.roll_back(wanted, self.lease).number == known[0] + 1
+        elif expected != self.live():
+            with pytest.raises(Conflict) as caught:
+                self.ledger.generations.roll_back(wanted, self.lease)
+            assert caught.value.details["live"] == self.live()
+        elif self.attempt(crash, lambda: self.ledger.generations.roll_back(wanted, self.lease)):
+            after = {STAGED: GenerationState.FAILED, LIVE: DRAINING, WARM: DRAINING}
+            self.model = [(one, name, after.get(state, state)) for one, name, state in self.model]
+            self.model.append((bundle, wanted.request_id, LIVE))
+            self.end(self.active())
+
     @precondition(lambda self: self.model)
-    @rule(data=st.data(), to=st.sampled_from(list(GenerationState)), crash=crashes)
-    def move(self, data: st.DataObject, to: GenerationState, crash: str) -> None:
+    @rule(
+        data=st.data(),
+        to=st.sampled_from(list(GenerationState)),
+        former=st.sampled_from([WARM, WARM, DRAINING]),
+        crash=crashes,
+    )
+    def move(self, data: st.DataObject, to: GenerationState, former: GenerationState, crash: str) -> None:
         number = data.draw(st.integers(max(1, len(self.model) - 3), len(self.model)))
-        bundle, name, current = self.model[number - 1]
-        call = lambda: self.ledger.generations.set_state("digits", number, to, self.lease, actor="ada")  # noqa: E731
+        current = self.model[number - 1][2]
+        call = lambda: self.ledger.generations.set_state(  # noqa: E731
+            "digits", number, to, self.lease, actor="ada", former=former
+        )
         if current == to:
             assert call().state == to
         elif to not in TRANSITIONS[current]:
             with pytest.raises(Conflict):
                 call()
-        else:
-            former = self.live()
-            if self.attempt(crash, call):
-                if to == GenerationState.LIVE and former:
-                    self.model[former - 1] = (*self.model[former - 1][:2], GenerationState.DRAINING)
-                self.model[number - 1] = (bundle, name, to)
+        elif self.attempt(crash, call):
+            if to == LIVE:
+                after = {LIVE: former, WARM: DRAINING}
+                self.model = [(one, name, after.get(state, state)) for one, name, state in self.model]
+            self.become(number, to)
+            if to == LIVE and self.active() != number:
+                self.end(self.active())
+            if to == GenerationState.FAILED and self.active() == number:
+                self.end(number)
+
+    @precondition(lambda self: self.staged())
+    @rule(weight=st.integers(0, 100), crash=crashes)
+    def begin(self, weight: int, crash: str) -> None:
+        number = self.staged()
+        call = lambda: self.ledger.rollouts.begin(  # noqa: E731
+            rollout(number, stable=self.live(), weight=weight), self.lease
+        )
+        if number in self.rollouts:
+            assert call().weight == self.rollouts[number][1]
+        elif self.active():
+            with pytest.raises(Conflict):
+                call()
+        elif self.attempt(crash, call):
+            self.rollouts[number] = (RolloutState.PROGRESSING, weight, "")
+
+    @precondition(lambda self: self.rollouts)
+    @rule(data=st.data(), to=st.sampled_from(list(RolloutState)), weight=st.integers(0, 100), crash=crashes)
+    def save(self, data: st.DataObject, to: RolloutState, weight: int, crash: str) -> None:
+        number = data.draw(st.sampled_from(sorted(self.rollouts)))
+        state, _, intent = self.rollouts[number]
+        row = self.ledger.rollouts.get("digits", number)
+        assert row is not None
+        wanted = replace(row, state=to, weight=weight)
+        if state.active:
+            if self.attempt(crash, lambda: self.ledger.rollouts.save(wanted, self.lease)):
+                self.rollouts[number] = (to, weight, intent if to.active else "")
+        elif wanted != row:
+            with pytest.raises(Conflict):
+                self.ledger.rollouts.save(wanted, self.lease)
+
+    @rule(intent=st.sampled_from(["pause", "resume", "abort"]), crash=crashes)
+    def ask(self, intent: str, crash: str) -> None:
+        call = lambda: self.ledger.rollouts.ask("digits", intent, actor="bob")  # type: ignore[arg-type]  # noqa: E731
+        number = self.active()
+        if not number:
+            with pytest.raises(Conflict):
+                call()
+        elif self.rollouts[number][2] == intent:
+            assert call().intent == intent
+        elif self.attempt(crash, call):
+            self.rollouts[number] = (*self.rollouts[number][:2], intent)
+
+    @precondition(lambda self: self.active())
+    @rule(answer=st.sampled_from(["pause", "resume", "abort"]), rows=st.integers(1, 3), crash=crashes)
+    def work(self, answer: str, rows: int, crash: str) -> None:
+        number = self.active()
+        state, weight, intent = self.rollouts[number]
+        self.ledger.rollouts.answered("digits", number, answer, self.lease)
+        self.rollouts[number] = (state, weight, "" if intent == answer else intent)
+        counted = [{"n": index} for index in range(rows)]
+        if self.attempt(crash, lambda: self.ledger.rollouts.add_evidence("digits", number, counted, self.lease)):
+            self.evidence[number] = self.evidence.get(number, 0) + rows
 
     @rule(crash=crashes)
     def stamp(self, crash: str) -> None:
@@ -124,18 +223,22 @@ class Generations(RuleBasedStateMachine):
             self.versions.append(len(self.versions) + 1)
         for found in stamps:
             assert found.version == len(self.versions)
-            routed = {GenerationState.STAGED, GenerationState.LIVE, GenerationState.DRAINING}
-            shown = [n + 1 for n, (_, _, state) in enumerate(self.model) if state in routed]
+            shown = [n + 1 for n, (_, _, state) in enumerate(self.model) if state in ROUTED]
             assert [g.number for g in found.generations] == shown
+            assert [r.generation for r in found.rollouts.values()] == ([self.active()] if self.active() else [])
 
     @precondition(lambda self: self.model)
     @rule()
     def a_fenced_zombie_changes_nothing(self) -> None:
         old = self.lease
-        self.lease = self.take()
+        self.lease = self.take(seize=True)
+        assert self.lease.token == old.token + 1
         for call in (
             lambda: self.ledger.generations.append(request("4", expected=self.live(), request_id="zombie"), old),
             lambda: self.ledger.generations.set_state("digits", 1, GenerationState.RETIRED, old, actor="zombie"),
+            lambda: self.ledger.generations.roll_back(request("4", expected=self.live(), request_id="zombie"), old),
+            lambda: self.ledger.rollouts.begin(rollout(len(self.model)), old),
+            lambda: self.ledger.rollouts.add_evidence("digits", 1, [{"n": 1}], old),
         ):
             with pytest.raises(Conflict):
                 call()
@@ -146,6 +249,13 @@ class Generations(RuleBasedStateMachine):
         assert [(g.number, g.bundle[-1], g.request_id, g.state) for g in found] == [
             (index + 1, bundle, name, state) for index, (bundle, name, state) in enumerate(self.model)
         ]
+        for state in (STAGED, LIVE, WARM):
+            assert sum(g.state == state for g in found) <= 1
+        rows = {r.generation: (r.state, r.weight, r.intent) for r in self.ledger.rollouts.list("digits")}
+        assert rows == self.rollouts
+        for number in self.rollouts:
+            seqs = [row.seq for row in self.ledger.rollouts.evidence("digits", number)]
+            assert seqs == list(range(1, self.evidence.get(number, 0) + 1))
         assert self.ledger.audit.verify().count >= len(self.model)
 
 

@@ -1,181 +1,241 @@
-"""Judges a recorded history: what promoters and clients saw, against what the ledger's audit says was decided, and when."""
+"""Judges a recorded history of promotions, rollbacks and answers against the ledger's audit rows. Pure.
+
+All times are UTC seconds of one machine's clock. What the clients saw must be explained by what the ledger says was live.
+"""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-from orchestrator.ledger import AuditRow
 
-Times = tuple[float, float]
+class Row(Protocol):
+    """What is read of an audit row."""
+
+    @property
+    def t(self) -> float: ...
+    @property
+    def action(self) -> str: ...
+    @property
+    def subject(self) -> str: ...
+    @property
+    def detail(self) -> Mapping[str, Any]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """What one promoter or rollbacker did. Times are UTC seconds of the machine that keeps the ledger.
+    """A promotion or rollback as its client saw it.
 
     Attributes:
-        expected: The live generation that it named; -1 where it named none.
-        number: The generation that it was told is live now; 0 where it was refused.
-        current: Where it was refused: the live generation that it was told of.
+        t_ok: When the answer came; None where it never did (killed, timed out): it may have happened or not.
+        op: promote|rollback.
+        args: {endpoint, expected, request_id, bundle}.
+        result: {generation} when acknowledged.
+        error: {code, details} when refused.
     """
 
     client: str
-    kind: str
-    began: float
-    ended: float
-    expected: int
-    bundle: str
-    number: int = 0
-    current: int = 0
+    t_invoke: float
+    t_ok: float | None
+    op: str
+    args: Mapping[str, Any]
+    result: Mapping[str, Any] | None = None
+    error: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What one client got: who answered, `bundle` being the digest in the answer's header."""
+    """An answer of an endpoint; `versioned` when the client asked for that generation by its number."""
 
     client: str
-    sent: float
-    received: float
+    t_send: float
+    t_recv: float
     generation: int
     bundle: str
+    ok: bool = True
+    versioned: bool = False
 
 
-def violations(
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """What cannot be: `kind` for machines, `text` for people."""
+
+    kind: str
+    text: str
+
+
+@dataclass(slots=True)
+class Span:
+    """From when until when something held."""
+
+    begin: float
+    end: float = math.inf
+
+
+@dataclass(slots=True)
+class Life:
+    """What the audit rows tell of one generation: `shown` while it was live or on trial, `routed` while it was in the table."""
+
+    number: int
+    bundle: str
+    expected: int
+    routed: Span
+    state: str = "staged"
+    went_live: bool = False
+    shown: list[Span] = field(default_factory=list[Span])
+    trial: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def show(self, t: float) -> None:
+        """Open or close the span in which clients may get it without asking for it; mirrored answers are never sent."""
+        exposed = self.state == "live" or (self.state == "staged" and any(self.trial.values()))
+        open_now = bool(self.shown) and math.isinf(self.shown[-1].end)
+        if exposed and not open_now:
+            self.shown.append(Span(t))
+        elif open_now and not exposed:
+            self.shown[-1].end = t
+
+
+def check(
     endpoint: str,
-    audit: Sequence[AuditRow],
-    operations: Iterable[Operation] = (),
-    responses: Iterable[Response] = (),
+    audit: Iterable[Row],
+    operations: Sequence[Operation] = (),
+    responses: Sequence[Response] = (),
     *,
-    slack_s: float = 1.0,
-) -> list[str]:
-    """Return what the history shows against the promises; nothing where all hold.
+    drain_s: float = 5.0,
+) -> list[Violation]:
+    """Return what is wrong with a history; nothing is wrong with a good one.
 
-    Args:
-        endpoint: Whose history.
-        audit: All rows of the ledger.
-        operations: Acknowledged and refused ones; what ended without an answer may be either, and is left out.
-        responses: Successful answers of requests that named no generation.
-        slack_s: How long after the decision the old table may still rule at the router.
+    `drain_s`: how long after a switch a generation may still answer: publishing the table and ending what had begun.
     """
-    own = [row for row in audit if row.subject.partition("/")[0] == endpoint]
-    operations = list(operations)
-    return [
-        *_numbers(own),
-        *_one_live(own),
-        *_acknowledged(own, operations),
-        *_answers(own, operations, responses, slack_s),
-    ]
-
-
-def _number(row: AuditRow) -> int:
-    return int(row.subject.rpartition("/")[2])
-
-
-def _made(rows: Sequence[AuditRow]) -> dict[int, AuditRow]:
-    return {_number(row): row for row in rows if row.action in ("generation.promote", "generation.rollback")}
-
-
-def _numbers(rows: Sequence[AuditRow]) -> Iterable[str]:
-    numbers = [_number(row) for row in rows if row.action in ("generation.promote", "generation.rollback")]
-    for number, times in Counter(numbers).items():
-        if times > 1:
-            yield f"generation {number} was made {times} times"
-    if numbers != sorted(numbers):
-        yield f"generations were not made in order: {numbers}"
-    if set(numbers) != set(range(1, len(set(numbers)) + 1)):
-        yield f"there is a gap in the generations: {sorted(set(numbers))}"
-
-
-def _went_live(row: AuditRow) -> bool:
-    return row.action == "generation.live" or (
-        row.action == "generation.rollback" and row.detail.get("state") == "live"
+    lives, found = replay(endpoint, audit)
+    return (
+        found + _acknowledged(endpoint, lives, operations) + _ordered(operations) + _answers(lives, responses, drain_s)
     )
 
 
-def _one_live(rows: Sequence[AuditRow]) -> Iterable[str]:
-    """Replay: inside one transaction the old one leaves before the new one goes live."""
-    live: set[int] = set()
-    for row in rows:
-        if _went_live(row):
-            live.add(_number(row))
-        elif row.action in ("generation.warm", "generation.draining"):
-            live.discard(_number(row))
-        if len(live) > 1:
-            yield f"generations {sorted(live)} were live at once (row {row.seq})"
+def replay(endpoint: str, audit: Iterable[Row]) -> tuple[dict[int, Life], list[Violation]]:
+    """Rebuild the lives of an endpoint's generations from its audit rows."""
+    lives: dict[int, Life] = {}
+    found: list[Violation] = []
+    for row in audit:
+        name, _, number = row.subject.rpartition("/")
+        if name == endpoint and number.isdigit():
+            found += _apply(lives, int(number), row)
+    return lives, found
 
 
-def _acknowledged(rows: Sequence[AuditRow], operations: Sequence[Operation]) -> Iterable[str]:
-    made, lived = _made(rows), {_number(row) for row in rows if _went_live(row)}
-    for done in operations:
-        if not done.number:
-            if done.expected >= 0 and done.current == done.expected:
-                yield f"{done.client} was refused although generation {done.expected} was live, as it had said"
-        elif done.number not in made or done.number not in lived:
-            yield f"{done.client} was told that generation {done.number} is live; the ledger knows nothing of it"
-        elif made[done.number].detail["bundle"] != done.bundle:
-            yield f"generation {done.number} is {made[done.number].detail['bundle']}, {done.client} was told {done.bundle}"
-        elif done.expected >= 0 and made[done.number].detail.get("expected") != done.expected:
-            yield f"generation {done.number} followed {made[done.number].detail.get('expected')}, not {done.expected}"
-    won = Counter(done.expected for done in operations if done.number and done.expected >= 0)
-    for expected, winners in won.items():
-        numbers = {done.number for done in operations if done.number and done.expected == expected}
-        if winners > 1 and len(numbers) > 1:
-            yield f"{winners} operations that expected generation {expected} won: {sorted(numbers)}"
+def _apply(lives: dict[int, Life], number: int, row: Row) -> list[Violation]:
+    what, _, verb = row.action.partition(".")
+    life = lives.get(number)
+    if what == "generation" and verb in ("promote", "rollback"):
+        found = _born(lives, number, row)
+        lives[number] = life = Life(
+            number, str(row.detail["bundle"]), int(row.detail["expected"]), Span(row.t), str(row.detail["state"])
+        )
+    elif life is None:
+        return [Violation("unknown", f"{row.action} of generation {number}, which was never made")]
+    elif what == "generation":
+        found, life.state = [], verb
+        if verb in ("retired", "failed"):
+            life.routed.end = row.t
+    elif what == "rollout":
+        found = []
+        life.trial = {**life.trial, **{k: row.detail[k] for k in ("weight", "headers") if k in row.detail}}
+    else:
+        return []
+    if what == "generation" and life.state == "live" and not life.went_live:
+        found += _went_live(lives, life)
+    life.show(row.t)
+    return found
 
 
-def _spans(rows: Sequence[AuditRow], slack_s: float) -> dict[int, list[Times]]:
-    """When each generation was live or a declared canary, and as long afterwards as a request may have been under way."""
-    opened: dict[int, float] = {}
-    spans: dict[int, list[Times]] = {}
-    for row in rows:
-        if row.action.startswith(("generation.", "rollout.")) and "/" in row.subject:
-            number, detail = _number(row), row.detail
-            shown = any(detail.get(name) for name in ("weight", "mirror", "headers"))
-            if _went_live(row) or (row.action == "rollout.step" and shown):
-                opened.setdefault(number, row.t)
-            elif row.action in ("generation.warm", "generation.draining", "generation.failed", "rollout.aborted"):
-                spans.setdefault(number, []).append((opened.pop(number, math.inf), row.t + slack_s))
-    for number, since in opened.items():
-        spans.setdefault(number, []).append((since, math.inf))
-    return spans
+def _born(lives: Mapping[int, Life], number: int, row: Row) -> list[Violation]:
+    if number in lives:
+        return [Violation("duplicate", f"generation {number} was made twice, again by {row.action} at {row.t}")]
+    if number != len(lives) + 1:
+        return [Violation("gap", f"generation {number} was made after {len(lives)} others")]
+    return []
 
 
-def _answers(
-    rows: Sequence[AuditRow], operations: Sequence[Operation], responses: Iterable[Response], slack_s: float
-) -> Iterable[str]:
-    made, spans = _made(rows), _spans(rows, slack_s)
-    told = sorted((done.ended, done.number) for done in operations if done.number)
-    newest = [(ended, max(number for _, number in told[: place + 1])) for place, (ended, _) in enumerate(told)]
-    by_client: dict[str, list[Response]] = {}
-    for answer in responses:
-        by_client.setdefault(answer.client, []).append(answer)
-        if answer.generation not in made:
-            yield f"{answer.client} was answered by generation {answer.generation}, which was never made"
+def _went_live(lives: Mapping[int, Life], life: Life) -> list[Violation]:
+    others = [other for other in lives.values() if other is not life]
+    found = [
+        Violation("two live", f"generation {life.number} went live while {other.number} was")
+        for other in others
+        if other.state == "live"
+    ]
+    found += [
+        Violation("two winners", f"generations {other.number} and {life.number} both followed {life.expected}")
+        for other in others
+        if other.went_live and other.expected == life.expected
+    ]
+    life.went_live = True
+    return found
+
+
+def _acknowledged(endpoint: str, lives: Mapping[int, Life], operations: Sequence[Operation]) -> list[Violation]:
+    found: list[Violation] = []
+    owners: dict[int, str] = {}
+    for operation in operations:
+        if operation.result is None or operation.args.get("endpoint", endpoint) != endpoint:
             continue
-        if made[answer.generation].detail["bundle"] != answer.bundle:
-            yield f"{answer.client} was answered by generation {answer.generation} with bundle {answer.bundle}"
-        if not any(
-            since <= answer.received and answer.sent <= until for since, until in spans.get(answer.generation, [])
-        ):
-            yield f"{answer.client} was answered by generation {answer.generation}, neither live nor a canary then"
-        floor = max((number for ended, number in newest if ended <= answer.sent), default=0)
-        if answer.generation < floor:
-            yield f"{answer.client} was answered by generation {answer.generation} after {floor} was acknowledged"
-    for client, answers in by_client.items():
-        for before, after in pairwise(sorted(answers, key=lambda answer: answer.sent)):
-            if after.sent < before.received:
-                yield f"{client} is no single client: its requests overlap"
-                break
+        number, who = int(operation.result["generation"]), f"{operation.op} of {operation.client}"
+        request = str(operation.args.get("request_id", ""))
+        life = lives.get(number)
+        if owners.setdefault(number, request) != request:
+            found.append(Violation("shared", f"generation {number} was given to {request} and {owners[number]}"))
+        if life is None:
+            found.append(Violation("lost", f"{who} was told generation {number}, which the ledger does not know"))
+        elif operation.args.get("bundle", life.bundle) != life.bundle:
+            found.append(Violation("changed", f"{who}: generation {number} is {life.bundle}"))
+        elif operation.args.get("expected", life.expected) != life.expected:
+            found.append(Violation("changed", f"{who}: generation {number} followed {life.expected}"))
+    return found
 
 
-def audit_of(ledger: Any) -> list[AuditRow]:
-    """Return all rows."""
-    rows: list[AuditRow] = []
-    while found := ledger.audit.rows(after_seq=rows[-1].seq if rows else 0, limit=10_000):
-        rows.extend(found)
-    return rows
+def _ordered(operations: Sequence[Operation]) -> list[Violation]:
+    """Numbers grow in real time: what was acknowledged before another began has the lower number."""
+    found: list[Violation] = []
+    first: dict[str, Operation] = {}
+    for operation in operations:  # a repeat gets the first result, whenever it comes
+        request = str(operation.args.get("request_id", id(operation)))
+        if operation.result is not None and operation.t_ok is not None:
+            known = first.get(request)
+            if known is None or operation.t_invoke < known.t_invoke:
+                first[request] = operation
+    ended = sorted(first.values(), key=lambda o: o.t_ok or 0.0)
+    begun = sorted(first.values(), key=lambda o: o.t_invoke)
+    highest, position = 0, 0
+    for operation in begun:
+        while position < len(ended) and (ended[position].t_ok or 0.0) < operation.t_invoke:
+            highest = max(highest, _number(ended[position]))
+            position += 1
+        if _number(operation) <= highest:
+            text = f"{operation.client} got {_number(operation)} after {highest} had been told"
+            found.append(Violation("order", text))
+    return found
+
+
+def _number(operation: Operation) -> int:
+    return int((operation.result or {})["generation"])
+
+
+def _answers(lives: Mapping[int, Life], responses: Sequence[Response], drain_s: float) -> list[Violation]:
+    found: list[Violation] = []
+    for answer in responses:
+        if not answer.ok:
+            continue
+        life, who = lives.get(answer.generation), f"{answer.client} at {answer.t_recv:.3f}"
+        if life is None:
+            found.append(Violation("foreign", f"{who} was answered by generation {answer.generation}, never made"))
+            continue
+        if life.bundle != answer.bundle:
+            text = f"{who}: generation {life.number} is {life.bundle}, not {answer.bundle}"
+            found.append(Violation("bundle", text))
+        spans = [life.routed] if answer.versioned else life.shown
+        if not any(s.begin <= answer.t_recv and answer.t_send <= s.end + drain_s for s in spans):
+            text = f"{who} was answered by generation {life.number}, sent {answer.t_send:.3f}, shown {spans}"
+            found.append(Violation("not served", text))
+    return found
