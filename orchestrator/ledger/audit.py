@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ from orchestrator.core.digests import canonical_json, sha256_json
 from orchestrator.core.errors import Conflict, IntegrityError, LedgerError
 from orchestrator.core.files import write_atomic
 from orchestrator.ledger.database import Database
-from orchestrator.ledger.rows import AuditHead, AuditRow, values_of
+from orchestrator.ledger.rows import AuditHead, AuditRow, Lease, values_of
 from orchestrator.ledger.schema import audit
 
 _RECENT: Final = 64
@@ -67,6 +67,12 @@ class AuditLog:
                 if not self._recent(connection, actor, "refused", subject, detail):
                     self.append_in(connection, actor, "refused", subject, detail)
             raise
+
+    def fenced(self, lease: Lease | None, what: str) -> AbstractContextManager[None]:
+        """Record that a former holder was refused where a write does not say who makes it."""
+        if lease is None:
+            return nullcontext()
+        return self.refusals(f"holder of token {lease.token}", lease.name, {"write": what})
 
     def _recent(self, connection: Connection, actor: str, action: str, subject: str, detail: Mapping[str, Any]) -> bool:
         query = select(audit.c.actor, audit.c.action, audit.c.subject, audit.c.detail).order_by(audit.c.seq.desc())

@@ -175,7 +175,7 @@ class Generations:
 
         Both come from one write transaction: a higher version never shows an older state.
         """
-        with self._database.write() as connection:
+        with self._audit.fenced(lease, f"table of {site}"), self._database.write() as connection:
             if lease is not None:
                 fence(connection, lease)
             query = select(table_versions.c.version).where(table_versions.c.site == site)
@@ -201,7 +201,7 @@ class Generations:
         Raises:
             Conflict: Fenced.
         """
-        with self._database.write() as connection:
+        with self._audit.fenced(lease, "scale"), self._database.write() as connection:
             fence(connection, lease)
             before = _scales(connection).get(endpoint)
             if before == slots:

@@ -81,8 +81,7 @@ class Leases:
         Raises:
             Conflict: Someone else has taken it over.
         """
-        who = f"holder of token {lease.token}"
-        with self._audit.refusals(who, lease.name, {"renew": lease.token}), self._database.write() as connection:
+        with self._audit.fenced(lease, "renewal"), self._database.write() as connection:
             fence(connection, lease)
             now = self._database.now(connection)
             values = {"renewed_at": now, "expires_at": now + ttl_s}

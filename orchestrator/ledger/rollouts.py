@@ -137,7 +137,7 @@ class Rollouts:
             Conflict: Fenced.
         """
         found = (rollouts.c.endpoint == endpoint) & (rollouts.c.generation == generation)
-        with self._database.write() as connection:
+        with self._audit.fenced(lease, "answer"), self._database.write() as connection:
             fence(connection, lease)
             connection.execute(update(rollouts).where(found & (rollouts.c.intent == intent)).values(intent=""))
 
@@ -202,7 +202,7 @@ class Rollouts:
         if not rows:
             return
         found = (evidence.c.endpoint == endpoint) & (evidence.c.generation == generation)
-        with self._database.write() as connection:
+        with self._audit.fenced(lease, "evidence"), self._database.write() as connection:
             fence(connection, lease)
             last = connection.execute(select(func.max(evidence.c.seq)).where(found)).scalar_one() or 0
             now = self._database.now(connection)

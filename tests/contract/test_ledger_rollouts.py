@@ -217,10 +217,16 @@ def test_a_seized_lease_fences_a_living_holder(ledger: Ledger, lease: Lease) -> 
             lambda: ledger.rollouts.answered("digits", 2, "pause", lease),
             lambda: ledger.generations.roll_back(request(expected=1, request_id="zombie"), lease),
             lambda: ledger.leases.renew(lease),
+            lambda: ledger.generations.stamp("local", lease),
         ]
+        count = ledger.audit.verify().count
         for call in calls:
             with pytest.raises(Conflict, match="no longer ours"):
                 call()
+    told = ledger.audit.rows(after_seq=count)
+    assert [row.action for row in told] == ["refused"] * len(calls)
+    assert {row.detail["token"] for row in told} == {lease.token}
+    assert [row.actor for row in told] == ["ada", "ada", *["holder of token 1"] * 2, "ada", *["holder of token 1"] * 2]
     assert ledger.rollouts.active("digits") == begun
     assert ledger.rollouts.evidence("digits", 2) == ()
 

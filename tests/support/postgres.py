@@ -10,7 +10,8 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -109,11 +110,13 @@ def _unprivileged() -> str | None:
     return "postgres" if "postgres" in known else "nobody"
 
 
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[PostgresServer]:
+@contextmanager
+def temporary_server() -> Generator[PostgresServer | None, None, None]:
+    """Run a server for the length of a `with` block; None where its programs are not installed."""
     binaries = _binaries()
     if binaries is None:
-        pytest.skip("needs the system package postgresql (initdb and postgres)")
+        yield None
+        return
     user = _unprivileged()
     folder = Path(tempfile.mkdtemp(prefix="opg-", dir="/tmp"))  # short: it holds a Unix socket
     try:
@@ -126,6 +129,14 @@ def postgres_server() -> Iterator[PostgresServer]:
         server.stop(signal.SIGQUIT)  # nothing is worth a checkpoint
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    with temporary_server() as server:
+        if server is None:
+            pytest.skip("needs the system package postgresql (initdb and postgres)")
+        yield server
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
