@@ -142,14 +142,20 @@ def metrics_of(verdict: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     return [{name: row.get(name) for name in names} for row in rows]
 
 
-def explain(workplace: Workplace, endpoint: str) -> dict[str, Any]:
+def explain(workplace: Workplace, endpoint: str, rps: float | None = None) -> dict[str, Any]:
     """Return what the rollout that is under way, else the endpoint's last strategy, asks step by step, and what it waits for.
 
+    Args:
+        workplace: Whose ledger.
+        endpoint: Its name.
+        rps: Requests of users per second; without it the earliest end is only known where nothing counts requests.
+
     Returns:
-        `{endpoint, generation, strategy, steps: [...], earliest_end_s, now}`; see `rollout.evidence.explain`.
+        `{endpoint, generation, strategy, steps: [{number, text, weight, mirror, needs, earliest_s}], earliest_end_s, now}`;
+        `number` 0 is the analysis beside the steps; see `rollout.evidence.explain`.
 
     Raises:
-        UsageError: There is no such endpoint, or it never had a strategy.
+        UsageError: There is no such endpoint.
     """
     from orchestrator.app.strategies import last_strategy
     from orchestrator.rollout.evidence.explain import explain as reckon
@@ -160,10 +166,19 @@ def explain(workplace: Workplace, endpoint: str) -> dict[str, Any]:
         strategy = (
             Strategy.from_json(row.strategy) if row is not None else last_strategy(ledger, endpoint) or Strategy()
         )
+        found = reckon(strategy, rps=rps).to_json()
         return {
             "endpoint": endpoint,
             "generation": row.generation if row is not None else 0,
             "strategy": strategy_text(strategy),
-            **reckon(strategy).to_json(),
+            "steps": [_asked(strategy, each) for each in found["steps"]],
+            "earliest_end_s": found["earliest_end_s"],
             "now": _under_way(ledger, row) if row is not None else None,
         }
+
+
+def _asked(strategy: Strategy, need: Mapping[str, Any]) -> dict[str, Any]:
+    number = int(need["step"])
+    text = step_text(strategy.steps[number]) if number >= 0 else "beside the steps"
+    kept = {name: value for name, value in need.items() if name != "step"}
+    return {"number": number + 1, "text": text, **kept}

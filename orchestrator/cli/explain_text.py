@@ -17,9 +17,11 @@ def print_explanation(found: Mapping[str, Any]) -> None:
         _print_step(step)
     if not steps:
         print("  all requests are moved at once, as soon as the golden samples are answered")
-    earliest = found.get("earliest_end_s")
+    earliest = found["earliest_end_s"]
     if earliest is not None:
-        print(f"earliest end: after {format_duration(float(earliest))}, with enough requests")
+        print(f"earliest end: after {format_duration(float(earliest))}, without waiting for people")
+    else:
+        print("earliest end: depends on the requests; --rps N reckons it")
     now: Mapping[str, Any] | None = found["now"]
     if now is None:
         return
@@ -38,7 +40,16 @@ def print_explanation(found: Mapping[str, Any]) -> None:
 
 
 def _print_step(step: Mapping[str, Any]) -> None:
-    print(f"  {step['number']}. {step['text']}")
-    metrics: Sequence[Mapping[str, Any]] = step.get("metrics", ())
-    for metric in metrics:
-        print(f"       {metric['text']}")
+    number = f"{step['number']}." if step["number"] else "*"
+    print(f"  {number:<3} {step['text']}")
+    needs: Sequence[Mapping[str, Any]] = step["needs"]
+    for need in needs:
+        twice = _count(need["detect_median"]), _count(need["detect_p90"])
+        print(
+            f"        {need['name']}: clears its margin of {need['margin']:.3g} after {_count(need['clear'])} requests of the canary "
+            f"without an event; shows twice {need['base_rate']:.3g} after {twice[0]} (9 of 10 times {twice[1]})"
+        )
+
+
+def _count(value: int | None) -> str:
+    return "out of reach" if value is None else f"{value:,}"

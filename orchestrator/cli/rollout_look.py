@@ -21,7 +21,7 @@ def add_looking_commands(app: typer.Typer) -> None:
         epilog="Examples:  orchestrate rollout status   |   orchestrate rollout status --endpoint digits --json",
     )(_status)
     app.command("history", epilog="Example:  orchestrate rollout history --endpoint digits")(_history)
-    app.command("explain", epilog="Example:  orchestrate rollout explain --endpoint digits")(_explain)
+    app.command("explain", epilog="Example:  orchestrate rollout explain --endpoint digits --rps 20")(_explain)
     app.command("watch", epilog="Examples:  orchestrate rollout watch   |   orchestrate rollout watch --once --json")(
         _watch
     )
@@ -117,14 +117,21 @@ def _print_past(row: Mapping[str, Any]) -> None:
             print(f"  {metric['state']:<13} {metric['text']}")
 
 
-def _explain(endpoint: _Endpoint, environment: Environment = None, as_json: Json = False) -> None:
+def _explain(
+    endpoint: _Endpoint,
+    rps: Annotated[
+        float | None, typer.Option("--rps", min=0.001, help="Requests of users per second, for the earliest end.")
+    ] = None,
+    environment: Environment = None,
+    as_json: Json = False,
+) -> None:
     """Say what each step asks: requests to see a doubled error rate and to clear its margin, and the earliest end."""
     from orchestrator.app.rollout_view import explain
     from orchestrator.app.wiring import open_workplace
     from orchestrator.cli.explain_text import print_explanation
     from orchestrator.cli.output import print_json
 
-    found = explain(open_workplace(environment), endpoint)
+    found = explain(open_workplace(environment), endpoint, rps)
     if as_json:
         print_json(found)
     else:

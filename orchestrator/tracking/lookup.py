@@ -14,7 +14,7 @@ from orchestrator.tracking.projector import artifacts_at
 
 T = TypeVar("T")
 
-BUDGET_S: Final = 10.0
+BUDGET_S: Final = 20.0
 
 
 @dataclass(frozen=True, slots=True)
