@@ -37,6 +37,10 @@ def watch(workplace: Workplace, tell: Callable[[Event], None], *, interval_s: fl
         if once:
             watcher.look()
             watcher.finish()
+            if watcher.acted and workplace.tracking_uri:
+                watcher.look()  # MLflow sees what this has led to
+                watcher.finish()
+            watcher.tell("result", "", "looked once", acted=watcher.acted)
             return
         while True:
             watcher.look()
@@ -54,6 +58,7 @@ class _Watcher:
         self._not_before: dict[str, float] = {}
         self._failures: dict[str, int] = {}
         self._said: dict[str, str] = {}
+        self.acted = False
         self._aliases = AliasWatch(workplace, ledger, self.tell, self._start)
 
     def tell(self, event: str, endpoint: str, text: str, **more: Any) -> None:
@@ -84,6 +89,7 @@ class _Watcher:
         running = self._jobs.get(name)
         if (running is not None and running.is_alive()) or time.monotonic() < self._not_before.get(name, 0.0):
             return
+        self.acted = self.acted or bool(endpoint)
         self._jobs[name] = threading.Thread(target=self._guarded, args=(name, endpoint, work), name=name, daemon=True)
         self._jobs[name].start()
 

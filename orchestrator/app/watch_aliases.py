@@ -93,9 +93,10 @@ class AliasWatch:
             for text in found:
                 self._tell("drift", endpoint, text)
         now = look(now, aliases, alias) if alias else now
-        if now.moves == 1 and before.moves == 0 and not now.settled and self._served(known, now):
-            now = replace(now, settled=True)  # never looked before: what has served already is no news
-        if now != before:
+        first = self._ledger.projections.get(_key(endpoint)) is None
+        if first and not now.settled and self._served(known, now):
+            now = replace(now, settled=True)  # nobody knows when it moved: what has served already is no news
+        if first or now != before:
             self._keep(endpoint, now)
         if alias and not now.settled:
             request = self._request(endpoint, known[-1].pool, alias, now)
@@ -205,7 +206,11 @@ class AliasWatch:
             self._keep(endpoint, replace(now, settled=True, refused=refused))
 
     def _seen(self, endpoint: str) -> Seen:
-        return Seen.from_text(self._ledger.projections.get(f"orchestrate:watch:{endpoint}"))
+        return Seen.from_text(self._ledger.projections.get(_key(endpoint)))
 
     def _keep(self, endpoint: str, seen: Seen) -> None:
-        self._ledger.projections.put(f"orchestrate:watch:{endpoint}", seen.to_text())
+        self._ledger.projections.put(_key(endpoint), seen.to_text())
+
+
+def _key(endpoint: str) -> str:
+    return f"orchestrate:watch:{endpoint}"

@@ -209,7 +209,7 @@ def test_an_alias_moved_by_hand_is_drift_and_a_followed_one_a_request(workplace:
     watch = AliasWatch(
         workplace,
         ledger,
-        lambda event, name, text, **_: events.append((event, name, text)),
+        lambda event, endpoint, text, **_: events.append((event, endpoint, text)),
         lambda name, _endpoint, _work: started.append(name),
     )
     watch.look()
