@@ -6,11 +6,11 @@ ledger stands. One whose lease was taken finds out at its next write, and change
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from orchestrator.core.errors import GateError, LedgerError, Unreachable, Waiting
+from orchestrator.core.errors import LedgerError, Unreachable
 from orchestrator.core.faults import point
 from orchestrator.ledger import Generation, GenerationState, Lease, Ledger, Rollout, RolloutState
 from orchestrator.rollout.gathering import COUNTED, Gathering
@@ -20,6 +20,7 @@ from orchestrator.rollout.site import Site
 from orchestrator.rollout.stage import Pace, Stage
 from orchestrator.rollout.strategy import Strategy
 from orchestrator.rollout.strategy_steps import Analysis, Pause
+from orchestrator.rollout.telling import line, outcome, waiting_for
 from orchestrator.rollout.walk import BACKGROUND_SEQ, ENTERED, OBEYED, STEP_SEQ, Facts, Move, decide
 
 _INTERVAL_S: Final = 1.0
@@ -248,54 +249,7 @@ class Controller:
         return tuple(g for g in self._ledger.generations.list(self._row.endpoint) if g.number in numbers)
 
     def _say(self) -> None:
-        text = _line(self._row, self._strategy)
+        text = line(self._row, self._strategy)
         if text != self._said:
             self._said = text
             self._tell(text)
-
-
-def _line(row: Rollout, strategy: Strategy) -> str:
-    done = min(row.step, len(strategy.steps))
-    where = f"generation {row.generation}: {done} of {len(strategy.steps)} steps, {row.weight} %"
-    waiting: Mapping[str, Any] = row.waiting or {}
-    return f"{where}; {waiting['text']}" if waiting.get("text") else where
-
-
-def waiting_for(row: Rollout) -> Waiting:
-    """Return what the foreground command ends with when a rollout is paused; it names the command that goes on."""
-    waiting: Mapping[str, Any] = row.waiting or {"kind": "operator", "text": "it is paused"}
-    kind = str(waiting["kind"])
-    then = "then repeat this command"
-    hints = {
-        "approval": f"`orchestrate rollout approve --endpoint {row.endpoint}`, {then}",
-        "inconclusive": f"send it more requests and `orchestrate rollout resume --endpoint {row.endpoint}`, {then}; or abort it",
-    }
-    hint = hints.get(kind, f"`orchestrate rollout resume --endpoint {row.endpoint}`, {then}; or abort it")
-    details = {"endpoint": row.endpoint, "generation": row.generation, "waiting": dict(waiting), "weight": row.weight}
-    return Waiting(
-        f"the rollout of generation {row.generation} of {row.endpoint!r} waits: {waiting['text']}",
-        hint=hint,
-        details=details,
-    )
-
-
-def outcome(row: Rollout) -> Rollout:
-    """Return a rollout that has succeeded.
-
-    Raises:
-        GateError: The canary was taken back.
-    """
-    if row.state == RolloutState.SUCCEEDED:
-        return row
-    error: Mapping[str, Any] = row.error or {}
-    stays = f"generation {row.stable} has all requests" if row.stable else "nothing is live"
-    raise GateError(
-        f"generation {row.generation} of {row.endpoint!r} was taken back: {error.get('message', 'aborted')}",
-        hint=f"{stays}; look at `orchestrate rollout history --endpoint {row.endpoint}`",
-        details={
-            "endpoint": row.endpoint,
-            "generation": row.generation,
-            "rollout": dict(error),
-            "verdict": row.verdict,
-        },
-    )

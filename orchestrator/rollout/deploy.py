@@ -17,13 +17,14 @@ from orchestrator.core.errors import Conflict, GateError, IntegrityError, Servin
 from orchestrator.core.faults import point
 from orchestrator.core.ids import check_name
 from orchestrator.ledger import Generation, GenerationState, Holder, Lease, Ledger, Owner, Rollout, RolloutState
-from orchestrator.rollout.controller import Controller, outcome
+from orchestrator.rollout.controller import Controller
 from orchestrator.rollout.lead import follow
 from orchestrator.rollout.request import Deployed, DeployRequest
 from orchestrator.rollout.room import make_room
 from orchestrator.rollout.site import Site
 from orchestrator.rollout.smoke import SmokeReport, smoke_test
 from orchestrator.rollout.stage import TTL_S, Pace, Stage
+from orchestrator.rollout.telling import outcome
 
 _MOST_FLIPS: Final = 3
 """So many rollouts of one build, one after the other, may be taken back by themselves; then a person must look."""

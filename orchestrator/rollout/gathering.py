@@ -6,12 +6,13 @@ after a kill neither loses a request nor counts one twice.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator.core.faults import point
 from orchestrator.ledger import Lease, Ledger, Rollout
+from orchestrator.rollout.asking import answers
 from orchestrator.rollout.evidence.growth import deltas
 from orchestrator.rollout.evidence.rows import Delta, Row, row_from_json
 from orchestrator.rollout.site import Site
@@ -83,10 +84,11 @@ class Gathering:
         if not row.stable:
             return row
         answer = self._site.evidence(row.endpoint)
-        found = deltas(row.notes.get(COUNTED), answer, row.stable, row.generation, now)
+        found: list[Row] = [*deltas(row.notes.get(COUNTED), answer, row.stable, row.generation, now)]
+        found += answers(row, self._watching(row), self._rows, now)
         if not found:
             return row
-        rows = [delta.to_json() for delta in found]
+        rows = [each.to_json() for each in found]
         notes = {**row.notes, COUNTED: answer, PENDING: {"after": self.seq, "rows": rows}}
         row = self._ledger.rollouts.save(replace(row, notes=notes), self._lease)
         point("rollout.counted")
@@ -114,6 +116,14 @@ class Gathering:
         """Return the judgement of the analysis beside the steps, where it has begun."""
         spec = self._strategy.analysis
         return None if spec is None else self._judgement("beside", spec, row, BACKGROUND_SEQ)
+
+    def _watching(self, row: Rollout) -> Iterator[AnalysisSpec]:
+        """Yield the analyses that watch now."""
+        if self._strategy.analysis is not None and BACKGROUND_SEQ in row.notes:
+            yield self._strategy.analysis
+        step = self._strategy.steps[row.step] if row.step < len(self._strategy.steps) else None
+        if isinstance(step, Analysis) and row.notes.get(ENTERED) == row.step:
+            yield step.spec
 
     def _judgement(self, name: str, spec: AnalysisSpec, row: Rollout, note: str) -> Judgement | None:
         if note not in row.notes:

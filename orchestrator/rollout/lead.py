@@ -7,9 +7,10 @@ from typing import Final
 
 from orchestrator.core.errors import Conflict, UsageError
 from orchestrator.ledger import Holder, Ledger, Owner, Rollout
-from orchestrator.rollout.controller import Controller, outcome
+from orchestrator.rollout.controller import Controller
 from orchestrator.rollout.site import Site
 from orchestrator.rollout.stage import TTL_S, Pace
+from orchestrator.rollout.telling import outcome
 
 _POLL_S: Final = 0.2
 

@@ -111,5 +111,5 @@ def test_two_deploys_a_failure_and_a_kill_under_traffic(serving: ServingSite, tm
     with Ledger.open(f"sqlite:///{ledger_path}") as ledger:
         states = [(g.number, str(g.state)) for g in ledger.generations.list("scale")]
         (view,) = list_endpoints(ledger, {"local": connect(serving)})
-    assert states == [(1, "retired"), (2, "retired"), (3, "failed"), (4, "live")]
+    assert states == [(1, "retired"), (2, "warm"), (3, "failed"), (4, "live")]
     assert (view.state, view.generation, view.device) == ("ready", 4, DEVICE)

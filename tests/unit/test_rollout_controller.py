@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from support.rollout_world import ENDPOINT, World, error_rate, strategy
 
 from orchestrator.core.errors import Conflict, GateError, Unreachable, Waiting
 from orchestrator.ledger import Ledger, Owner
+from orchestrator.rollout.evidence.rows import Sample
 from orchestrator.rollout.lead import drive
 from orchestrator.rollout.rollback import rollback
 from orchestrator.rollout.stage import Pace
@@ -358,3 +360,25 @@ def test_a_controller_that_waits_hears_an_operator(world: World, verb: Any, end:
         began = world.clock.t
         world.deploy("2", how)
         assert world.clock.t - began > 2900
+
+
+def test_a_custom_metric_is_asked_at_its_interval_and_decides(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[float, str]] = []
+
+    def answer(metric: str, address: str, text: str, timeout_s: float, t: float) -> Sample:
+        asked.append((t, text))
+        return Sample(t=t, metric=metric, value=0.99 if len(asked) < 4 else 0.1)
+
+    monkeypatch.setattr("orchestrator.rollout.evidence.prometheus.sample", answer)
+    metric = {
+        "name": "ours",
+        "prometheus": {"address": "http://127.0.0.1:9", "query": "ok{v='{{canary}}'}"},
+        "interval_s": 5.0,
+        "failure_condition": "result < 0.9",
+    }
+    steps = [{"set_weight": 50}, {"pause": {"duration_s": 60.0}}]
+    with pytest.raises(GateError, match=r"ours: last 0\.1"):
+        world.deploy("2", strategy(steps, analysis={"metrics": [metric]}))
+    assert {text for _, text in asked} == {"ok{v='2'}"}
+    times = [t for t, _ in asked]
+    assert all(later - earlier >= 5 for earlier, later in pairwise(times))
