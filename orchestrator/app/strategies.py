@@ -60,13 +60,16 @@ def pool_of(workplace: Workplace, name: str) -> Pool:
 
 
 def last_strategy(ledger: Ledger, endpoint: str) -> Strategy | None:
-    """Return the strategy of the endpoint's newest move that had one; None without any."""
+    """Return the strategy of the endpoint's newest promotion that had one; None without any.
+
+    A rollback goes back to what was served, not to how it was rolled out.
+    """
     from orchestrator.rollout.request import STRATEGY
     from orchestrator.rollout.strategy import Strategy
 
     known: dict[int, Mapping[str, Any]] = {row.generation: row.strategy for row in ledger.rollouts.list(endpoint)}
     for generation in ledger.generations.list(endpoint):
-        if generation.evidence.get(STRATEGY):
+        if generation.kind == "promote" and generation.evidence.get(STRATEGY):
             known.setdefault(generation.number, generation.evidence[STRATEGY])
     return Strategy.from_json(known[max(known)]) if known else None
 

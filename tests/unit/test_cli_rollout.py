@@ -10,6 +10,7 @@ import pytest
 from support.ledger_samples import request
 
 from orchestrator.app.releases import parse_model
+from orchestrator.app.strategies import last_strategy
 from orchestrator.app.tokens import make_identity
 from orchestrator.app.wiring import open_workplace
 from orchestrator.cli.main import main
@@ -139,6 +140,19 @@ def test_the_last_strategy_must_still_be_enough(capsys: pytest.CaptureFixture[st
     code, found = answer(capsys, environment, "promote", "m", "--endpoint", "digits", "--pool", "strict")
     assert code == 2
     assert "at least 3 are demanded (min_steps)" in found["message"]
+
+
+def test_a_rollback_changes_no_strategy(environment: Path) -> None:
+    with open_workplace(environment).open_ledger() as ledger, held(ledger) as lease:
+        assert last_strategy(ledger, "digits") is None
+        newer = Strategy(promote_from="ascend")
+        for number, strategy in enumerate((STRATEGY, newer)):
+            asked = request(str(number + 1), expected=number, evidence={"strategy": strategy.to_json()})
+            made = ledger.generations.append(asked, lease)
+            ledger.generations.set_state("digits", made.number, GenerationState.LIVE, lease, actor="ada")
+        back = request("1", expected=2, kind="rollback", evidence={"strategy": STRATEGY.to_json()}, request_id="back")
+        ledger.generations.append(back, lease)
+        assert last_strategy(ledger, "digits") == newer
 
 
 def test_asking_twice_is_asking_once(capsys: pytest.CaptureFixture[str], environment: Path) -> None:
