@@ -1,15 +1,16 @@
-"""A client of the router's admin socket."""
+"""A client of the router's admin socket. It imports nothing that is slow to import: a rollback must be quick."""
 
 from __future__ import annotations
 
+import http.client
+import json
+import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, cast
 from urllib.parse import quote
-
-import httpx
 
 from orchestrator.core.errors import Conflict, ServingError, Unreachable
 from orchestrator.serving.table import RoutingTable
@@ -27,12 +28,10 @@ class RouterAdmin:
 
     def __init__(self, socket_path: Path | str, timeout_s: float = 5.0) -> None:
         self._socket_path = str(socket_path)
-        transport = httpx.HTTPTransport(uds=self._socket_path)
-        self._client = httpx.Client(transport=transport, base_url="http://router", timeout=timeout_s)
+        self._timeout_s = timeout_s
 
     def close(self) -> None:
-        """Close the connection."""
-        self._client.close()
+        """End; nothing is held between calls."""
 
     def __enter__(self) -> Self:
         return self
@@ -51,7 +50,7 @@ class RouterAdmin:
             Unreachable: No answer.
         """
         body = table.to_json() if isinstance(table, RoutingTable) else dict(table)
-        return int(cast("int", self._call("PUT", "/table", json=body)["version"]))
+        return int(cast("int", self._call("PUT", "/table", body)["version"]))
 
     def table(self) -> RoutingTable:
         """Return the router's table."""
@@ -100,7 +99,7 @@ class RouterAdmin:
 
     def metrics(self) -> str:
         """Return the Prometheus text."""
-        return self._send("GET", "/metrics").text
+        return self._send("GET", "/metrics").decode()
 
     def wait_ready(self, endpoint: str, generation: int, timeout_s: float) -> dict[str, Any]:
         """Wait until a replica serves the generation; returns its row of the status.
@@ -122,21 +121,48 @@ class RouterAdmin:
                 raise _late(endpoint, generation, timeout_s, report, status)
             time.sleep(_POLL_S)
 
-    def _call(self, method: str, path: str, json: object = None) -> dict[str, Any]:
-        return cast("dict[str, Any]", self._send(method, path, json).json())
+    def _call(self, method: str, path: str, body: object = None) -> dict[str, Any]:
+        return cast("dict[str, Any]", json.loads(self._send(method, path, body)))
 
-    def _send(self, method: str, path: str, json: object = None) -> httpx.Response:
+    def _send(self, method: str, path: str, body: object = None) -> bytes:
+        connection = _Connection(self._socket_path, self._timeout_s)
         try:
-            response = self._client.request(method, path, json=json)
-        except httpx.TransportError as error:
+            headers = {} if body is None else {"content-type": "application/json"}
+            connection.request(method, path, None if body is None else json.dumps(body).encode(), headers)
+            response = connection.getresponse()
+            status, answer = response.status, response.read()
+        except (OSError, http.client.HTTPException) as error:
             raise Unreachable(
                 f"the router does not answer: {error}", place=self._socket_path, hint="orchestrate site status"
             ) from error
-        if response.status_code == 200:
-            return response
-        message = str(response.json().get("error", response.text))
-        family = Conflict if response.status_code == 409 else ServingError
-        raise family(message, place=self._socket_path, details={"status": response.status_code})
+        finally:
+            connection.close()
+        if status == http.HTTPStatus.OK:
+            return answer
+        family = Conflict if status == http.HTTPStatus.CONFLICT else ServingError
+        raise family(_reason(answer), place=self._socket_path, details={"status": status})
+
+
+class _Connection(http.client.HTTPConnection):
+    """HTTP over a Unix socket. The standard library's client: a rollback must be quick, and larger ones take long to import."""
+
+    def __init__(self, path: str, timeout_s: float) -> None:
+        super().__init__("router", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def _reason(answer: bytes) -> str:
+    text = answer.decode("utf-8", "replace")
+    try:
+        found: object = json.loads(text)
+    except ValueError:
+        return text
+    return str(cast("dict[str, object]", found).get("error", text)) if isinstance(found, dict) else text
 
 
 def _row(status: Mapping[str, Any], endpoint: str, generation: int) -> dict[str, Any]:
