@@ -8,7 +8,7 @@ from orchestrator.app.moves import describe
 from orchestrator.app.run import RunReport, RunRequest, Watch, run
 from orchestrator.cli.display import Display, make_display
 from orchestrator.cli.output import print_json
-from orchestrator.core.errors import Interrupted, OrchestratorError
+from orchestrator.core.errors import Interrupted, OrchestratorError, Waiting
 from orchestrator.core.units import format_duration
 from orchestrator.ledger import Holder
 
@@ -39,7 +39,8 @@ def _where_to_look(display: Display, request: RunRequest, error: OrchestratorErr
     if not execution:
         return
     environment = f" -e {shlex.quote(str(request.environment))}" if request.environment else ""
-    display.line(f"\nexecution {execution} {'stopped' if isinstance(error, Interrupted) else 'failed'}")
+    end = "stopped" if isinstance(error, Interrupted) else "waits" if isinstance(error, Waiting) else "failed"
+    display.line(f"\nexecution {execution} {end}")
     if log:
         display.line(f"  log       orchestrate logs {execution} --step {step}{environment}")
     display.line(f"  steps     orchestrate status {execution}{environment}")
