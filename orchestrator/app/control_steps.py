@@ -19,6 +19,7 @@ from orchestrator.plan.model import Draft
 if TYPE_CHECKING:
     from orchestrator.bundle.variant import Variant
     from orchestrator.graph.verdict import Thresholds
+    from orchestrator.rollout.request import DeployRequest
 
 REHEARSAL_DEVICE = "cpu (rehearsal)"
 
@@ -85,25 +86,20 @@ class PoolControl:
             return Thresholds()
         return replace(thresholds_for(variant.precision, draft.spec.get("parity")), metric_drop={})
 
-    def _deploy(
-        self, draft: Draft, inputs: Mapping[str, str], recorder: Recorder, tick: Callable[[], None]
-    ) -> dict[str, Any]:
-        from orchestrator.app.serve_site import connect
+    def _request(self, draft: Draft, inputs: Mapping[str, str], variant: Variant | None) -> DeployRequest:
+        """Return what to serve, its bundle unpacked and verified."""
         from orchestrator.bundle.oci import bundle_digest, unpack
         from orchestrator.rollout.capacity import PoolFacts
-        from orchestrator.rollout.deploy import deploy
         from orchestrator.rollout.request import DeployRequest
-        from orchestrator.rollout.stage import Pace
         from orchestrator.rollout.strategy import Strategy
 
         layout = self._workplace.store.path(inputs["bundle"])
         bundle = bundle_digest(layout)
         folder = unpack(layout, self._workplace.bundles, expected=bundle)
-        variant = self._variant(draft, inputs.get("variant", ""))
         device = str(draft.spec.get("device") or REHEARSAL_DEVICE)
         pool_name = str(draft.spec["pool"])
         pool = self._workplace.environment.pools[pool_name]
-        request = DeployRequest(
+        return DeployRequest(
             endpoint=str(draft.spec["endpoint"]),
             pool=pool_name,
             bundle=bundle,
@@ -123,6 +119,16 @@ class PoolControl:
             strategy=Strategy.from_json(draft.spec.get("strategy") or {}),
             facts=PoolFacts(pool_name, pool.models == "lazy", pool.memory or 0),
         )
+
+    def _deploy(
+        self, draft: Draft, inputs: Mapping[str, str], recorder: Recorder, tick: Callable[[], None]
+    ) -> dict[str, Any]:
+        from orchestrator.app.serve_site import connect
+        from orchestrator.rollout.deploy import deploy
+        from orchestrator.rollout.stage import Pace
+
+        variant = self._variant(draft, inputs.get("variant", ""))
+        request = self._request(draft, inputs, variant)
 
         def tell(text: str) -> None:
             recorder.say(Event("message", draft.name, {"text": text}))

@@ -57,15 +57,17 @@ class Prober:
                 due = time.monotonic()
                 continue
             for generation, samples in turns:
-                self._ask(generation, next(samples))
+                self._ask(generation, samples)
             due = max(due + 1 / self._rate, time.monotonic() - 1.0)  # late ones are not made up for in one burst
             self._over.wait(max(0.0, due - time.monotonic()))
 
-    def _ask(self, generation: Generation, inputs: Tensors) -> None:
+    def _ask(self, generation: Generation, samples: Iterator[Tensors]) -> None:
         try:
-            self._site.infer(generation.endpoint, generation.number, inputs)
+            inputs = next(samples, None)  # none are left where the file could not be read
+            if inputs is not None:
+                self._site.infer(generation.endpoint, generation.number, inputs)
         except OrchestratorError:
-            return  # the router has counted it; the judge decides what it means
+            return  # what a router has answered it has counted; the judge decides what it means
 
 
 def _samples(generation: Generation) -> Iterator[Tensors]:
