@@ -11,7 +11,7 @@ import pytest
 from support.ledger_samples import digest
 from support.rollout_world import ENDPOINT, World, error_rate, strategy
 
-from orchestrator.core.errors import Conflict, GateError, Unreachable, Waiting
+from orchestrator.core.errors import Conflict, GateError, StoreError, Unreachable, UsageError, Waiting
 from orchestrator.ledger import Ledger, Owner
 from orchestrator.rollout.evidence.rows import Sample
 from orchestrator.rollout.lead import drive
@@ -382,3 +382,38 @@ def test_a_custom_metric_is_asked_at_its_interval_and_decides(world: World, monk
     assert {text for _, text in asked} == {"ok{v='2'}"}
     times = [t for t, _ in asked]
     assert all(later - earlier >= 5 for earlier, later in pairwise(times))
+
+
+def test_rollback_goes_further_back_and_never_to_what_was_rolled_back_from(world: World) -> None:
+    for letter in "23":
+        world.deploy(letter)
+    assert rollback(world.ledger, world.site, ENDPOINT, actor="bob").to == 2
+    assert rollback(world.ledger, world.site, ENDPOINT, actor="bob").to == 1
+    with pytest.raises(UsageError, match="nothing served at endpoint 'digits' before"):
+        rollback(world.ledger, world.site, ENDPOINT, actor="bob")
+    assert rollback(world.ledger, world.site, ENDPOINT, 3, actor="bob").to == 3
+    with pytest.raises(UsageError, match="generation 77 of 'digits' has never served"):
+        rollback(world.ledger, world.site, ENDPOINT, 77, actor="bob")
+
+
+def test_rollback_compares_and_repeats(world: World) -> None:
+    world.deploy("2")
+    with pytest.raises(Conflict, match="is at generation 2, not 1"):
+        rollback(world.ledger, world.site, ENDPOINT, expect=1, actor="bob")
+    first = rollback(world.ledger, world.site, ENDPOINT, expect=2, actor="bob")
+    again = rollback(world.ledger, world.site, ENDPOINT, expect=2, actor="bob")
+    assert (first.generation, first.changed, again.generation, again.changed) == (3, True, 3, False)
+    assert rollback(world.ledger, world.site, ENDPOINT, 1, actor="bob").changed is False
+
+
+def test_a_build_whose_files_are_gone_or_wrong_leaves_the_live_one_alone(world: World) -> None:
+    for letter in "23":
+        world.deploy(letter)
+    world.site.spoil[digest("1")] = lambda answer: replace(answer, device="another")
+    with pytest.raises(GateError):
+        rollback(world.ledger, world.site, ENDPOINT, 1, actor="bob")
+    assert world.states() == {1: "retired", 2: "warm", 3: "live", 4: "failed"}
+    (world.folder / "bundles" / "1").rename(world.folder / "elsewhere")
+    with pytest.raises(StoreError, match="files of generation 1 of 'digits' are gone"):
+        rollback(world.ledger, world.site, ENDPOINT, 1, actor="bob")
+    assert world.weights() == {2: 0, 3: 100}
