@@ -334,7 +334,9 @@ def test_the_aio_client(site: ServingSite) -> None:
 
 def test_http_and_grpc_write_the_same_events(site: ServingSite, client: Any) -> None:
     before = site.admin.events(limit=10_000)["last"]
-    client.infer("scale", [scale_input(X)], headers={"x-orchestrate-probe": "1"})  # nobody is believed to be a probe here
+    client.infer(
+        "scale", [scale_input(X)], headers={"x-orchestrate-probe": "1"}
+    )  # nobody is believed to be a probe here
     with pytest.raises(InferenceServerException):
         client.infer("scale", [scale_input(X[:, :3])])
     rows = site.admin.events(after=before)["events"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -306,6 +307,42 @@ def serving_pages(project: Project, execution: str) -> Iterator[dict[str, str]]:
 def test_the_router_serves_on_while_its_table_switches(project: Project, url: str):
     answer = httpx.get(url).json()
     assert answer["versions"][-1] == "2"
+
+
+def test_a_user_goes_back_and_forth_and_a_person_is_waited_for(project: Project, first: Done, tmp_path: Path):
+    (served,) = ask(project, "endpoint", "list")["endpoints"]
+    back = ask(project, "rollback", "--endpoint", "digits", "--reason", "slow answers")
+    assert (back["generation"], back["to"], back["bundle"]) == (3, 1, first.result["endpoint"]["bundle"])
+    recipe = tmp_path / "digits" / "recipe.yaml"
+    shutil.copytree(Path(RECIPE).parent, recipe.parent)
+    before, _, _ = recipe.read_text().partition("\nrollout:")
+    gated = "{endpoint: digits, pool: edge, canary: {steps: [{set_weight: 50}, {pause: {}}]}}"
+    recipe.write_text(f"{before}\nrollout: {gated}\n")
+    promote = (
+        "promote",
+        served["bundle"],
+        "--endpoint",
+        "digits",
+        "--pool",
+        "edge",
+        "--recipe",
+        str(recipe),
+        "-e",
+        LOCAL,
+    )
+    waiting = project.run(*promote, "--json", timeout_s=120)
+    assert waiting.code == 5, waiting.err + waiting.out
+    assert "rollout resume" in waiting.result["hint"]
+    (row,) = ask(project, "rollout", "status", "--endpoint", "digits")["endpoints"]
+    assert (row["live"], row["rollout"]["state"], row["rollout"]["weight"]) == (3, "paused", 50)
+    assert project.run("rollout", "resume", "--endpoint", "digits", "-e", LOCAL, timeout_s=120).code == 0
+    history = ask(project, "rollout", "history", "--endpoint", "digits")["generations"]
+    assert [(g["generation"], g["kind"], g["state"]) for g in history][-2:] == [
+        (3, "rollback", "warm"),
+        (4, "promote", "live"),
+    ]
+    assert project.run("rollout", "watch", "--once", "-e", LOCAL, timeout_s=120).code == 0
+    assert (row := ask(project, "endpoint", "list")["endpoints"][0])["bundle"] == served["bundle"], row
 
 
 def test_down_leaves_nothing(project: Project, url: str):

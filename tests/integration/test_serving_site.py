@@ -76,7 +76,12 @@ def test_every_request_leaves_an_event(site: ServingSite) -> None:
             client.infer("double", {"x": np.ones((1, 5), np.float32)})
     found = site.admin.events(after=before)
     rows = [(e["status"], e["error"], e["batch_size"], e["synthetic"], e["generation"]) for e in found["events"]]
-    assert rows == [(200, "", 3, False, 1), (200, "", 1, True, 1), (200, "", 1, False, 1), (400, "invalid", 0, False, 1)]
+    assert rows == [
+        (200, "", 3, False, 1),
+        (200, "", 1, True, 1),
+        (200, "", 1, False, 1),
+        (400, "invalid", 0, False, 1),
+    ]
     first = found["events"][0]
     assert first["compute_us"] <= first["total_us"]
     assert first["device"] == DEVICE
