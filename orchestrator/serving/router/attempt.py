@@ -9,6 +9,7 @@ from orchestrator.serving.dispatch.lanes import Caller, Lane, Request
 from orchestrator.serving.errors import RequestError
 from orchestrator.serving.observe.arms import Arm
 from orchestrator.serving.protocol.tensors import Tensor
+from orchestrator.serving.router.between import Between
 
 FallBack = Callable[[Caller], bool]
 """Hand the request to the stable generation, whose answer goes to this caller; false where it cannot take it any more."""
@@ -19,7 +20,7 @@ REJECTED: Final = "rejected"
 """Kind of the error with which a model, not its signature, refuses an input: the client's mistake, if stable finds so too."""
 
 
-class Attempt:
+class Attempt(Between):
     """Towards the canary's lane the caller; the client, `outer`, hears of success alone while another can answer.
 
     Args:
@@ -27,10 +28,10 @@ class Attempt:
         judge: Called where it is stable's answer that tells whose mistake it was.
     """
 
-    __slots__ = ("_ended", "_fall_back", "_judge", "outer", "request")
+    __slots__ = ("_ended", "_fall_back", "_judge", "request")
 
     def __init__(self, outer: Caller, fall_back: FallBack, judge: Judge) -> None:
-        self.outer = outer
+        super().__init__(outer)
         self.request: Request | None = None
         self._fall_back = fall_back
         self._judge = judge
@@ -40,11 +41,6 @@ class Attempt:
     def done(self) -> bool:
         """Whether the canary's part is over."""
         return self._ended or self.outer.done
-
-    @property
-    def gone(self) -> bool:
-        """Whether the client waits no more."""
-        return self.outer.gone
 
     def answer(self, request: Request, outputs: Sequence[Tensor]) -> None:
         """Answer the client.
@@ -81,24 +77,14 @@ class Attempt:
         return False
 
 
-class SecondOpinion:
+class SecondOpinion(Between):
     """The caller of a request that the canary's model has rejected, at stable: it is the client's mistake where both agree."""
 
-    __slots__ = ("_arm", "_judge", "_request", "outer")
+    __slots__ = ("_arm", "_judge", "_request")
 
     def __init__(self, outer: Caller, request: Request, arm: Arm, judge: Judge) -> None:
-        self.outer = outer
+        super().__init__(outer)
         self._request, self._arm, self._judge = request, arm, judge
-
-    @property
-    def done(self) -> bool:
-        """Whether the client has its answer."""
-        return self.outer.done
-
-    @property
-    def gone(self) -> bool:
-        """Whether the client waits no more."""
-        return self.outer.gone
 
     def answer(self, request: Request, outputs: Sequence[Tensor]) -> None:
         """Answer the client: the canary was wrong.

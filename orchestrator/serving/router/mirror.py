@@ -17,6 +17,7 @@ from orchestrator.serving.observe.arms import Arm
 from orchestrator.serving.protocol.oip import LAST, InferRequest
 from orchestrator.serving.protocol.signature import Fitted, fit
 from orchestrator.serving.protocol.tensors import Tensor
+from orchestrator.serving.router.between import Between
 from orchestrator.serving.router.chain import signature_of, start
 from orchestrator.serving.split import BLOCK, Splitter
 
@@ -177,25 +178,15 @@ class Copy:
             self._mirror.failed(error)
 
 
-class Original:
+class Original(Between):
     """The caller of a request that is copied once it is answered."""
 
-    __slots__ = ("_asked", "_mirror", "outer")
+    __slots__ = ("_asked", "_mirror")
 
     def __init__(self, outer: Caller, asked: InferRequest, mirror: Mirror) -> None:
-        self.outer = outer
+        super().__init__(outer)
         self._asked = asked
         self._mirror = mirror
-
-    @property
-    def done(self) -> bool:
-        """Whether the client has its answer."""
-        return self.outer.done
-
-    @property
-    def gone(self) -> bool:
-        """Whether the client waits no more."""
-        return self.outer.gone
 
     def answer(self, request: Request, outputs: Sequence[Tensor]) -> None:
         """Answer the client; the copy comes after it.
