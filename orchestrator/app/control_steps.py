@@ -136,21 +136,8 @@ class PoolControl:
         owner = Owner.here(f"deploy {request.endpoint}")
         site, pace = connect(self._workplace, draft.site), Pace(now=self._ledger.now, alive=tick)
         done = deploy(self._ledger, site, request, owner, tell=tell, pace=pace)
-        smoke = done.smoke.to_json() if done.smoke is not None else None
-        return {
-            "endpoint": done.endpoint,
-            "generation": done.generation,
-            "previous": done.previous,
-            "bundle": done.bundle,
-            "variant": request.variant,
-            "runtime": request.runtime,
-            "target": variant.target if variant is not None else "",
-            "pool": done.pool,
-            "device": done.device,
-            "url": done.url,
-            "smoke": smoke,
-            **({"rollout": _walked(done.rollout)} if done.rollout is not None else {}),
-        }
+        walked = {} if done.rollout is None else {"rollout": _walked(done.rollout)}
+        return done.to_json(request) | {"target": variant.target if variant is not None else ""} | walked
 
 
 def _walked(row: Rollout) -> dict[str, Any]:

@@ -104,18 +104,8 @@ def roll_out(
     owner = Owner.here(f"promote {request.endpoint}")
     done = deploy(ledger, site, request, owner, tell=tell, on_wait=on_wait)
     row = done.rollout
-    return {
-        "endpoint": done.endpoint,
-        "generation": done.generation,
-        "previous": done.previous,
-        "bundle": done.bundle,
-        "variant": request.variant,
-        "runtime": request.runtime,
-        "pool": done.pool,
-        "device": done.device,
-        "url": done.url,
+    return done.to_json(request) | {
         "model": dict(source),
         "strategy": request.strategy.kind,
-        "smoke": done.smoke.to_json() if done.smoke is not None else None,
         "rollout": None if row is None else {"state": row.state.value, "verdict": row.verdict},
     }

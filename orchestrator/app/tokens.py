@@ -70,12 +70,23 @@ def make_identity(
     return add_identity(path, name, roles, lasts_s), path
 
 
+def check_out(path: Path | None, *, as_json: bool) -> None:
+    """Look whether a new token may go where it was asked for, before it is made.
+
+    Raises:
+        UsageError: It would stand in JSON, or the file is there already.
+    """
+    if path is None and as_json:
+        raise UsageError("a token is never written into JSON", hint="name a file for it with --out")
+    if path is not None and path.exists():
+        raise UsageError(f"{path} is there already", hint="name another file")
+
+
 def keep_token(token: str, path: Path) -> None:
     """Write a token into a file of its own that only its owner can read.
 
     Raises:
         UsageError: The file is there already.
     """
-    if path.exists():
-        raise UsageError(f"{path} is there already", hint="name another file")
+    check_out(path, as_json=False)
     write_atomic(path, f"{token}\n".encode(), mode=0o600)

@@ -144,15 +144,11 @@ def token(
     as_json: Json = False,
 ) -> None:
     """Make a bearer token for a client. It is shown this once: the site keeps its hash alone."""
-    from orchestrator.app.tokens import keep_token, make_token
+    from orchestrator.app.tokens import check_out, keep_token, make_token
     from orchestrator.app.wiring import open_workplace
     from orchestrator.cli.output import print_json
-    from orchestrator.core.errors import UsageError
 
-    if out is None and as_json:
-        raise UsageError("a token is never written into JSON", hint="name a file for it with --out")
-    if out is not None and out.exists():
-        raise UsageError(f"{out} is there already", hint="name another file")
+    check_out(out, as_json=as_json)
     made, path = make_token(open_workplace(environment), name, site=site, rate_per_s=rate, burst=burst)
     if out is not None:
         keep_token(made, out)

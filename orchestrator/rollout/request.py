@@ -147,3 +147,10 @@ class Deployed:
     previous: int
     smoke: SmokeReport | None
     rollout: Rollout | None = None
+
+    def to_json(self, request: DeployRequest) -> dict[str, Any]:
+        """Return the answer to `request`, JSON-ready."""
+        names = ("endpoint", "generation", "previous", "bundle", "pool", "device", "url")
+        told: dict[str, Any] = {name: getattr(self, name) for name in names}
+        smoke = None if self.smoke is None else self.smoke.to_json()
+        return told | {"variant": request.variant, "runtime": request.runtime, "smoke": smoke}
