@@ -237,9 +237,10 @@ class RolloutSite:
             audit = ledger.audit.rows(limit=100_000)
             ledger.audit.verify()
         found += [f"{v.kind}: {v.text}" for v in check(ENDPOINT, audit, self.operations, responses)]
-        return Drill(name, fired, dict(answers), found[:10], _longest_gap_s(good))
+        return Drill(name, fired, dict(answers), found[:10], _longest_gap_s(good, self.rows))
 
 
-def _longest_gap_s(good: list[list[Any]]) -> float:
-    times = sorted(row[2] for row in good)
+def _longest_gap_s(good: list[list[Any]], rows: list[list[Any]]) -> float:
+    """Return the longest time without a good answer; one that lasts until the end of the traffic counts."""
+    times = sorted([row[2] for row in good] + [max((row[2] for row in rows), default=0.0)])
     return max((b - a for a, b in pairwise(times)), default=float("inf"))
