@@ -10,10 +10,12 @@ from orchestrator.serving.dispatch.ending import Ending
 from orchestrator.serving.dispatch.fairness import Slot, computed, due, wait_s
 from orchestrator.serving.dispatch.framing import encode_batch, pieces_of
 from orchestrator.serving.dispatch.lanes import Batch, Lane, Replica, Request, attach
+from orchestrator.serving.dispatch.late import came_back, held, leaving, take_late
 from orchestrator.serving.dispatch.queueing import enqueue, take_batch
 from orchestrator.serving.dispatch.refusals import (
     cannot_load,
     expired,
+    hangs,
     no_replica,
     no_use,
     overdue,
@@ -121,7 +123,7 @@ class Dispatcher(Ending):
 
     def _pump_lane(self, lane: Lane, now: float) -> None:
         while lane.queue:
-            free = [r for r in lane.replicas if r.credits > 0 and r.slot.free > 0 and not r.draining]
+            free = [r for r in lane.replicas if r.credits > 0 and r.slot.free > 0 and not (r.draining or r.late)]
             if not free:
                 return
             replica = max(free, key=lambda replica: replica.credits)
@@ -159,7 +161,7 @@ class Dispatcher(Ending):
             return
         rows = [request.fitted.rows for request in requests]
         self._number = (self._number + 1) & 0xFFFFFFFF
-        batch = Batch(self._number, requests, rows)
+        batch = Batch(self._number, requests, rows, begun=now)
         slot = replica.slot
         slot.free -= 1
         if slot.shared:
@@ -190,7 +192,7 @@ class Dispatcher(Ending):
         pieces = pieces_of(replica, batch, statuses, outputs)
         del replica.batches[frame.id]
         replica.credits += statuses.credit
-        replica.slot.free += 1
+        came_back(replica, batch)
         replica.slot.settle(batch, replica.endpoint, statuses.compute_us)
         computed(replica, statuses.compute_us)
         rows, lane = sum(batch.rows), batch.requests[0].lane
@@ -228,7 +230,7 @@ class Dispatcher(Ending):
             if not lane.replicas:
                 lane.lonely_since = now
         requests = [request for batch in replica.batches.values() for request in batch.requests]
-        replica.slot.leave(replica, len(replica.batches))
+        replica.slot.leave(replica, held(replica))
         replica.batches.clear()
         for request in reversed(requests):
             request.lane.in_flight -= 1
@@ -286,8 +288,14 @@ class Dispatcher(Ending):
             lane.pace.sample(now, lane.statistics.succeeded, len(lane.queue))
             if lane.retired and not lane.busy:
                 self._release(lane)
-        for request, replica in expired(self.replicas(), now):
+        replicas = self.replicas()
+        for request, replica in expired(replicas, now):
             self._fail(request, too_late(), now, replica)
+        late = take_late(replicas, now)
+        for request, replica in leaving(replicas):
+            self._fail(request, hangs(request), now, replica)
+        for replica in late:
+            self.pump(replica, now)
 
     def _release(self, lane: Lane) -> None:
         for replica in lane.replicas:

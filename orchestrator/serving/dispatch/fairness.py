@@ -87,7 +87,7 @@ class Slot:
         found: tuple[Replica, Lane] | None = None
         best = (0.0, 0.0)
         for replica in self.replicas:
-            if replica.credits <= 0 or replica.draining:
+            if replica.credits <= 0 or replica.draining or replica.late:
                 continue
             start = self.start_of(replica.endpoint)
             for lane in replica.lanes:
@@ -119,7 +119,7 @@ class Slot:
 def _only(replica: Replica, now: float) -> tuple[Replica, Lane] | None:
     """The usual case is quick: nobody to compare with."""
     lane = replica.lanes[0]
-    if not lane.queue or replica.credits <= 0 or replica.draining:
+    if not lane.queue or replica.credits <= 0 or replica.draining or replica.late:
         return None
     return (replica, lane) if due(lane, replica, now) else None
 

@@ -190,7 +190,7 @@ class Lane:
     @property
     def ready(self) -> int:
         """Of a model's lane: how many replicas serve requests, by the stage that has the fewest."""
-        return min(len(lane.replicas) for lane in self.stages) if self.chained else len(self.replicas)
+        return min(map(_alive, self.stages)) if self.chained else _alive(self)
 
     def takes(self, replica: Replica) -> bool:
         """Return whether the replica computes this stage of this build, whatever it runs on."""
@@ -208,12 +208,16 @@ class Batch:
 
     Attributes:
         charged_us: What its endpoint has paid for it in advance; negative where nobody shares the slot.
+        begun: When it was sent; `time.monotonic()`.
+        held: Whether it holds a turn of its slot.
     """
 
     number: int
     requests: list[Request]
     rows: list[int]
     charged_us: float = -1.0
+    begun: float = 0.0
+    held: bool = True
 
 
 @dataclass(slots=True, eq=False)
@@ -229,6 +233,8 @@ class Replica:
         depth: Batches that its session takes at once.
         gears: Most rows of one batch by the shapes of the inputs without axis 0, where it was compiled for some shapes only.
         mean_us: Of the device time of its last batches.
+        late: A batch of it has held its slot's turn for so long that it was given to others: it gets no more meanwhile.
+        stuck: It has been silent about a batch for far longer than it ever took.
     """
 
     name: str
@@ -249,6 +255,8 @@ class Replica:
     depth: int = UNLIMITED
     gears: Mapping[tuple[tuple[int, ...], ...], int] = field(default_factory=dict[tuple[tuple[int, ...], ...], int])
     mean_us: float = 0.0
+    late: bool = False
+    stuck: bool = False
 
     def most_rows(self, lane: Lane) -> int:
         """Return how many rows the next batch of a lane that has requests may have."""
@@ -261,6 +269,10 @@ class Replica:
     def build(self) -> tuple[str, str]:
         """What it has loaded: bundle and variant."""
         return self.bundle, self.variant
+
+
+def _alive(lane: Lane) -> int:
+    return sum(not replica.stuck for replica in lane.replicas)
 
 
 def _headers(generation: Generation) -> bytes:

@@ -39,6 +39,12 @@ def waited_long(request: Request) -> RequestError:
     return RequestError(text, status=503, kind="overload")
 
 
+def hangs(request: Request) -> RequestError:
+    """Return the error of a request whose replica does not come back with it."""
+    text = f"the replica of generation {request.lane.version} of {request.lane.endpoint} does not answer"
+    return RequestError(text, status=503, kind="replica_hangs")
+
+
 def no_use(request: Request) -> RequestError:
     """Return the error of a request that nobody waits for, or that is too late."""
     if request.caller.gone:
@@ -95,12 +101,13 @@ def overdue(lane: Lane, now: float, grace_s: float) -> Iterator[tuple[Request, R
 
 def _leaving(lane: Lane, now: float) -> Iterator[tuple[Request, RequestError]]:
     """Take out what another generation can answer and this one does not."""
-    leaving = [r for r in lane.queue if r.leave_at < math.inf and (not lane.replicas or now >= r.leave_at)]
+    nobody = not lane.ready
+    leaving = [r for r in lane.queue if r.leave_at < math.inf and (nobody or now >= r.leave_at)]
     for request in leaving:
         lane.queue.remove(request)
         if request.attempts:
             yield request, lost_once()
-        elif not lane.replicas:
+        elif nobody:
             yield request, no_replica(lane)
         else:
             yield request, waited_long(request)
