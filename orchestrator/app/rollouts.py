@@ -93,11 +93,7 @@ def ask(
         row = _active(ledger, endpoint)
         if row is None:
             return _settled(ledger, endpoint, intent, generation)
-        if generation is not None and row.generation != generation:
-            raise Conflict(
-                f"the rollout of {endpoint!r} that is under way is of generation {row.generation}, not {generation}",
-                hint=f"look at it: orchestrate rollout status --endpoint {endpoint}",
-            )
+        _same(row, generation)
         so_already = (intent, row.state.value) in {("pause", "paused"), ("resume", "progressing")}
         if row.intent == intent or (so_already and not row.intent):
             return _told(row, changed=False)
@@ -105,9 +101,23 @@ def ask(
 
 
 def decide(
-    workplace: Workplace, endpoint: str, decision: Decision, *, identity: str, reason: str = ""
+    workplace: Workplace,
+    endpoint: str,
+    decision: Decision,
+    *,
+    identity: str,
+    reason: str = "",
+    generation: int | None = None,
 ) -> dict[str, Any]:
     """Record that somebody approves or rejects the rollout that is under way; saying it again changes nothing.
+
+    Args:
+        workplace: Whose ledger.
+        endpoint: Its name.
+        decision: What is said.
+        identity: Who says it.
+        reason: Why.
+        generation: What was looked at; None = whichever is under way.
 
     Returns:
         As `ask`, with `approvals: {given, wanted}`.
@@ -123,6 +133,7 @@ def decide(
         canary = ledger.generations.get(endpoint, row.generation) if row is not None else None
         if row is None or canary is None:
             raise _nothing_under_way(ledger, endpoint)
+        _same(row, generation)
         said = {
             "identity": identity,
             "decision": decision,
@@ -206,6 +217,14 @@ def known_endpoint(ledger: Ledger, endpoint: str) -> tuple[Generation, ...]:
 def _active(ledger: Ledger, endpoint: str) -> Rollout | None:
     known_endpoint(ledger, endpoint)
     return ledger.rollouts.active(endpoint)
+
+
+def _same(row: Rollout, generation: int | None) -> None:
+    if generation is not None and row.generation != generation:
+        raise Conflict(
+            f"the rollout of {row.endpoint!r} that is under way is of generation {row.generation}, not {generation}",
+            hint=f"look at it: orchestrate rollout status --endpoint {row.endpoint}",
+        )
 
 
 def _settled(ledger: Ledger, endpoint: str, intent: Intent, generation: int | None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from orchestrator.core.faults import point
 from orchestrator.ledger import Lease, Ledger, Rollout
 from orchestrator.rollout.asking import answers
-from orchestrator.rollout.evidence.growth import deltas
+from orchestrator.rollout.evidence.growth import deltas, joined
 from orchestrator.rollout.evidence.rows import Delta, Row, row_from_json
 from orchestrator.rollout.site import Site
 from orchestrator.rollout.strategy import Strategy
@@ -29,7 +29,7 @@ COUNTED: Final = "counted"
 """Note: the routers' answer up to which everything is in rows."""
 PENDING: Final = "pending"
 """Note: rows that are being added, and after which one."""
-_OF_USERS: Final = frozenset({"weighted", "sticky", "header", "version"})
+_OF_USERS: Final = frozenset({"weighted", "sticky", "header"})
 
 
 @dataclass(slots=True)
@@ -89,7 +89,8 @@ class Gathering:
         if not found:
             return row
         rows = [each.to_json() for each in found]
-        notes = {**row.notes, COUNTED: answer, PENDING: {"after": self.seq, "rows": rows}}
+        counted = joined(row.notes.get(COUNTED), answer)
+        notes = {**row.notes, COUNTED: counted, PENDING: {"after": self.seq, "rows": rows}}
         row = self._ledger.rollouts.save(replace(row, notes=notes), self._lease)
         point("rollout.counted")
         self._add(rows)

@@ -45,7 +45,7 @@ def _too_slow(spec: KillSpec, rows: Sequence[tuple[int, Row]]) -> str:
         return ""
     counted: dict[int, int] = {}
     for _, row in list(reversed(rows))[:_RECENT]:
-        if isinstance(row, Delta):
+        if isinstance(row, Delta) and row.traffic != "version":  # who names a version chooses what is measured
             for bucket, count in row.canary.total.items():
                 counted[int(bucket)] = counted.get(int(bucket), 0) + count
         if sum(counted.values()) >= spec.least_answers:

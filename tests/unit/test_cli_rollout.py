@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from support.ledger_samples import request
 
+from orchestrator.app import rollouts
 from orchestrator.app.releases import parse_model
 from orchestrator.app.strategies import last_strategy
 from orchestrator.app.tokens import make_identity
 from orchestrator.app.wiring import open_workplace
 from orchestrator.cli.main import main
-from orchestrator.core.errors import UsageError
+from orchestrator.core.errors import Conflict, UsageError
 from orchestrator.ledger import GenerationState, Ledger, Owner, Rollout
 from orchestrator.rollout.strategy import Strategy
 from orchestrator.rollout.strategy_steps import Pause, SetWeight
@@ -182,6 +183,17 @@ def test_who_approves_is_shown_by_a_token(
     assert found["approvals"] == {"given": 1, "wanted": 2}
     assert answer(capsys, environment, *say)[1]["changed"] is False
     assert call(capsys, environment, "rollout", "reject", "--endpoint", "digits")[0] == 4
+
+
+def test_who_looked_at_another_generation_decides_nothing(environment: Path) -> None:
+    under_way(environment)
+    workplace = open_workplace(environment)
+    with pytest.raises(Conflict, match="is of generation"):
+        rollouts.decide(workplace, "digits", "approve", identity="eve", generation=99)
+    with workplace.open_ledger() as ledger:
+        found = ledger.rollouts.active("digits")
+        assert found is not None
+        assert found.approvals == ()
 
 
 def test_without_approvers_the_user_decides_and_is_told_so(

@@ -8,10 +8,11 @@ import pytest
 from orchestrator.core.errors import UsageError
 from orchestrator.rollout.evidence.conditions import Condition
 from orchestrator.rollout.evidence.explain import explain, needs_of, requests_to_clear, requests_to_detect
-from orchestrator.rollout.evidence.growth import deltas
-from orchestrator.rollout.evidence.prometheus import filled
-from orchestrator.rollout.evidence.rows import row_from_json
-from orchestrator.rollout.evidence.spec import AnalysisSpec, MetricSpec
+from orchestrator.rollout.evidence.growth import deltas, joined
+from orchestrator.rollout.evidence.prometheus import filled, sample
+from orchestrator.rollout.evidence.rows import Counts, Delta, row_from_json
+from orchestrator.rollout.evidence.spec import AnalysisSpec, KillSpec, MetricSpec
+from orchestrator.rollout.kills import reason_to_kill
 from orchestrator.rollout.strategy import Strategy
 from orchestrator.rollout.strategy_steps import Analysis, Pause, SetWeight
 
@@ -106,3 +107,36 @@ def test_small_weights_find_more_with_fewer_requests_of_the_canary() -> None:
     assert requests_to_detect(0, 0.01, 3.0) == (None, None)
     assert requests_to_clear(0.001, 3.0) > 5 * requests_to_clear(0.01, 3.0)
     assert len(needs_of(AnalysisSpec(metrics=(MetricSpec(name="latency"), MetricSpec(name="parity"))), 5, 0.01)) == 4
+
+
+def test_a_router_that_was_silent_for_a_look_is_not_counted_twice() -> None:
+    one, other = answer(arm(4, 5), boot="a"), answer(arm(4, 7, 3), boot="b")
+    both = {"routers": [*one["routers"], *other["routers"]]}
+    kept = joined(joined(both, one), answer(arm(4, 6), boot="a"))
+    assert [router["boot"] for router in kept["routers"]] == ["b", "a"]
+    found = deltas(
+        kept, {"routers": [*answer(arm(4, 6))["routers"], *answer(arm(4, 9, 3), boot="b")["routers"]]}, 3, 4, 9.0
+    )
+    assert [(d.boot, d.canary.requests, d.canary.errors) for d in found] == [("b", 2, 0)]
+
+
+def test_routers_that_never_come_back_are_forgotten() -> None:
+    kept: dict[str, Any] = {"routers": []}
+    for number in range(50):
+        kept = joined(kept, answer(arm(4, 1), boot=f"r{number}"))
+    assert len(kept["routers"]) <= 17
+    assert kept["routers"][-1]["boot"] == "r49"
+
+
+@pytest.mark.parametrize("address", ["http://[::1", "http://a\x00b"])
+def test_an_address_that_is_none_is_a_row_as_well(address: str) -> None:
+    assert "cannot ask" in sample("mine", address, "up", 0.2, 1.0).error
+
+
+def test_slow_requests_that_name_a_version_reach_no_ceiling() -> None:
+    slow = {"1": {"140": 1}}
+    spec = KillSpec(latency_ceiling_s=0.001)
+    for traffic, kills in (("version", False), ("weighted", True)):
+        counts = Counts(requests=99, total={"300": 99}, compute=slow)
+        row = Delta(t=1.0, boot="a", traffic=traffic, weight=5, canary=counts, stable=Counts(), failures_in_row=0)
+        assert bool(reason_to_kill(spec, [(1, row)], 0)) is kills

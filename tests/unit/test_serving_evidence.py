@@ -113,7 +113,7 @@ def test_failures_in_a_row_are_of_the_generation(evidence: Evidence) -> None:
         evidence.ended(request(of), status, "x", 0.001, None)
     evidence.ended(request(arm(4, "probe")), 200, "", 0.001, None)
     assert told(evidence)["failures_in_row"] == {"4": 2, "3": 0}, "golden samples hide nothing"
-    evidence.ended(request(arm(4, "version")), 200, "", 0.001, None)
+    evidence.ended(request(arm(4)), 200, "", 0.001, None)
     assert told(evidence)["failures_in_row"] == {"4": 0, "3": 0}
     evidence.ended(request(arm(4, "mirror")), 500, "execution", 0.001, None)
     evidence.ended(request(arm(4)), 200, "", 0.001, None)
@@ -261,3 +261,27 @@ def test_prometheus_sees_sums_over_weights(evidence: Evidence) -> None:
         f'orchestrate_canary_lost_copies_total{{{of},reason="dropped"}} 1',
     ):
         assert line in lines
+
+
+def _row(evidence: Evidence) -> int:
+    return told(evidence)["failures_in_row"]["4"]
+
+
+def test_who_names_a_version_neither_ends_a_rollout_nor_hides_that_it_must_end(evidence: Evidence) -> None:
+    for _ in range(30):
+        evidence.ended(request(arm(4, "version")), 500, "execution_failed", 0.01, None)
+    assert _row(evidence) == 0
+    for _ in range(5):
+        evidence.ended(request(arm(4), fell_back=True), 500, "execution_failed", 0.01, None)
+        evidence.ended(request(arm(4, "version")), 200, "", 0.01, None)
+    assert _row(evidence) == 5
+
+
+def test_a_request_that_stable_fails_as_well_is_no_failure_in_a_row_of_the_canary(evidence: Evidence) -> None:
+    evidence.ended(request(arm(4), fell_back=True), 500, "execution_failed", 0.01, None)
+    for _ in range(30):
+        evidence.ended(request(arm(4), fell_back=True), 500, "execution_failed", 0.01, None)
+        evidence.ended(request(arm(3, "fallback")), 500, "execution_failed", 0.01, None)
+    assert _row(evidence) == 1
+    rows = {(row["generation"], row["traffic"]): row["errors"] for row in told(evidence)["arms"]}
+    assert rows == {(4, "weighted"): {"execution_failed": 31}, (3, "fallback"): {"execution_failed": 30}}

@@ -8,6 +8,7 @@ from typing import Any, Final, cast
 from orchestrator.rollout.evidence.rows import MIRROR, Counts, Delta, mapping, number, whole
 
 _GROWING: Final = ("n", "agree", "top1", "flips", "nonfinite", "misfit", "dropped", "failed", "faster", "slower")
+_MOST_ABSENT: Final = 16
 _Arms = dict[tuple[str, int], dict[int, Counts]]
 """(traffic, weight) -> generation -> counts."""
 
@@ -31,6 +32,14 @@ def deltas(before: Mapping[str, Any] | None, now: Mapping[str, Any], stable: int
         boot = str(router.get("boot"))
         found += _of_router(boot, former.get(boot, {}), router, (stable, canary), t)
     return found
+
+
+def joined(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `now` with the routers of `before` that did not answer: one that does again must not count from zero once more."""
+    rows = _routers(now)
+    boots = {row.get("boot") for row in rows}
+    absent = [row for row in _routers(before) if row.get("boot") not in boots]
+    return {**now, "routers": [*absent[-_MOST_ABSENT:], *rows]}
 
 
 def _routers(answer: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:

@@ -41,7 +41,7 @@ def query(address: str, query: str, timeout_s: float) -> float | None:
     url = f"{address.rstrip('/')}/api/v1/query"
     try:
         body = _get(url, {"query": query, "timeout": f"{timeout_s:g}s"}, timeout_s)
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise QueryError(f"cannot ask {url}: {error or type(error).__name__}", hint="is the server up?") from error
     if body.get("status") != "success":
         raise QueryError(
@@ -69,7 +69,7 @@ def _get(url: str, params: Mapping[str, str], timeout_s: float) -> Mapping[str, 
                 raise QueryError(f"{url} answers too much or too slowly", hint="aggregate in the query, to one number")
     try:
         return mapping(json.loads(content))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise QueryError(
             f"{url} answered with status {answer.status_code}, not with JSON", hint="check the address"
         ) from error

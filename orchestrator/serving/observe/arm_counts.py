@@ -88,7 +88,8 @@ class GenerationCounts:
 
     Attributes:
         failed_in_row: Server's faults since the last good answer: of users' requests, and of those that we make ourselves. Good
-            answers to golden samples must not hide that users get none.
+            answers to golden samples must not hide that users get none. Requests that name their version count in neither: no
+            other generation answers them as well, so that one client could end every rollout, or hide that a canary is bad.
         classes: Of sampled answers, by the class with the highest score.
         samples_left: Answers that may be sampled until the next tick.
     """
@@ -118,12 +119,13 @@ class ArmCounts:
     """
 
     __slots__ = (
-        "_last", "_ours", "arm", "compute", "errors", "fell_back", "nonfinite", "own", "results", "saturated", "seen", "total", "users",
+        "_asked_for", "_last", "_ours", "arm", "compute", "errors", "fell_back", "nonfinite", "own", "results", "saturated", "seen", "total", "users",
     )  # fmt: skip
 
     def __init__(self, arm: Arm, own: GenerationCounts, users: Users) -> None:
         self.arm = arm
         self._ours = int(arm.traffic in ("probe", "mirror"))
+        self._asked_for = arm.traffic == "version"
         self.own = own
         self.results: dict[Result, int] = dict.fromkeys(("ok", "error", "refused", "rejected", "gone"), 0)
         self.errors: dict[str, int] = {}
@@ -136,7 +138,8 @@ class ArmCounts:
     def answered(self, ran: tuple[str, int, int], total_s: float) -> None:
         """Count a good answer, and the batch that gave it: requests of one batch share its time, and are no samples of their own."""
         self.results["ok"] += 1
-        self.own.failed_in_row[self._ours] = 0
+        if not self._asked_for:
+            self.own.failed_in_row[self._ours] = 0
         bucket = bucket_of(total_s * 1e6)
         self.total[bucket] = self.total.get(bucket, 0) + 1
         if ran != self._last or ran[1] <= 1:
@@ -154,7 +157,7 @@ class ArmCounts:
         self.results[result] += 1
         if result == "error":
             self.errors[kind] = self.errors.get(kind, 0) + 1
-            self.own.failed_in_row[self._ours] += 1
+            self.own.failed_in_row[self._ours] += not self._asked_for
         return result
 
     def flagged(self, flags: int) -> None:

@@ -66,6 +66,8 @@ class Evidence:
         else:
             error = counts.failed(status, kind) == "error"
             counts.fell_back += request.fell_back
+            if error and arm.traffic == "fallback":
+                self._both_failed(arm.endpoint)
         if ok or error:
             flags = request.flags
             if flags:
@@ -92,6 +94,13 @@ class Evidence:
             counts.dropped += 1
         else:
             counts.failed += 1
+
+    def _both_failed(self, endpoint: str) -> None:
+        """Stable has failed what the canary failed before: the request is to blame, it must not end a rollout."""
+        split = self._splits.get(endpoint)
+        own = self._generations.get((endpoint, split.canary)) if split is not None else None
+        if own is not None:
+            own.failed_in_row[0] = max(0, own.failed_in_row[0] - 1)
 
     def _begin(self, arm: Arm) -> ArmCounts:
         own = self._generations.setdefault((arm.endpoint, arm.generation), GenerationCounts())
