@@ -162,7 +162,7 @@ class Console:
     async def _form(self, request: Request) -> Mapping[str, str]:
         self._check_host(request)
         origin = request.headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != request.headers.get("host", ""):
+        if origin is not None and _netloc(origin) != request.headers.get("host", ""):
             raise HTTPException(403, "The form came from another site.")
         if request.headers.get("content-type", "").partition(";")[0].strip() != _FORM:
             raise HTTPException(415, "Forms are sent URL-encoded.")
@@ -232,6 +232,13 @@ def _policy(nonce: str) -> str:
         f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; connect-src 'self'; "
         "img-src data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     )
+
+
+def _netloc(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return ""
 
 
 def _local(path: str) -> str:

@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 from orchestrator.core.errors import UsageError
 from orchestrator.core.ids import new_token
-from orchestrator.rollout.identity import Identities, Identity
+from orchestrator.rollout.identity import Identities, Identity, digest_of
 
 LASTS_S: Final = 8 * 3600.0
 IDLE_S: Final = 3600.0
@@ -34,11 +34,13 @@ class Session:
 
     Attributes:
         csrf: Stands in each form of this session, and in no other.
+        shown: Digest of the token: the session ends with it, though the identity has another one by then.
         began: When, on the monotonic clock.
         seen: When it asked last.
     """
 
     identity: Identity
+    shown: bytes
     began: float
     seen: float
     csrf: str = field(default_factory=new_token)
@@ -99,7 +101,7 @@ class Sessions:
         with self._lock:
             if len(self._sessions) >= _MOST:
                 del self._sessions[min(self._sessions, key=lambda k: self._sessions[k].seen)]
-            self._sessions[key] = Session(identity, now, now)
+            self._sessions[key] = Session(identity, digest_of(token), now, now)
         return key
 
     def find(self, key: str | None) -> Session | None:
@@ -112,7 +114,7 @@ class Sessions:
         if session is None:
             return None
         late = now - session.began > LASTS_S or now - session.seen > IDLE_S
-        if late or not self._identities.still(session.identity):
+        if late or not self._identities.still(session.identity, session.shown):
             self.sign_out(key)
             return None
         session.seen = now

@@ -68,6 +68,11 @@ class _Entry:
     expires_at: float | None
 
 
+def digest_of(token: str) -> bytes:
+    """Return what is kept of a token."""
+    return hashlib.sha256(token.strip()[:_MAX_TOKEN].encode(errors="backslashreplace")).digest()
+
+
 class Identities:
     """The identities of a file, read again when it changes; while it cannot be used, nobody is anybody.
 
@@ -92,7 +97,7 @@ class Identities:
             UsageError: The token is unknown or has expired, or the file cannot be used any more.
         """
         self._refresh()
-        digest, found = hashlib.sha256(token.strip()[:_MAX_TOKEN].encode(errors="backslashreplace")).digest(), None
+        digest, found = digest_of(token), None
         for entry in self._entries:  # all of them, each in constant time: how long it takes says nothing
             if hmac.compare_digest(entry.digest, digest):
                 found = entry
@@ -102,14 +107,17 @@ class Identities:
             raise UsageError(f"the token of {found.identity.id} has expired", hint=_HINT)
         return found.identity
 
-    def still(self, identity: Identity) -> bool:
-        """Tell whether an identity that was shown earlier still holds a valid token with the same roles."""
+    def still(self, identity: Identity, digest: bytes) -> bool:
+        """Tell whether the token that showed an identity, by its digest, is still valid and has the same roles."""
         try:
             self._refresh()
         except UsageError:
             return False
         now = time.time()
-        return any(e.identity == identity and (e.expires_at is None or now < e.expires_at) for e in self._entries)
+        return any(
+            e.identity == identity and e.digest == digest and (e.expires_at is None or now < e.expires_at)
+            for e in self._entries
+        )
 
     def _refresh(self) -> None:
         state = _state(self._path)

@@ -195,7 +195,7 @@ def test_what_a_button_cannot_do_is_said(world: World) -> None:
 def test_strangers_pages_cannot_press(world: World) -> None:
     data = {"csrf": world.sign_in()}
     press = "/endpoints/digits/pause"
-    for origin in ("http://evil.example", "null", "http://127.0.0.1:9999"):
+    for origin in ("http://evil.example", "null", "http://127.0.0.1:9999", "http://["):
         assert world.client.post(press, data=data, headers={"origin": origin}).status_code == 403
     assert world.client.post(press, data=data, headers={"origin": "http://127.0.0.1:8088"}).status_code == 303
     assert world.client.post(press, json=data).status_code == 415

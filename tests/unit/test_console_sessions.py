@@ -106,3 +106,15 @@ def test_any_range_is_drawn(values: list[float]) -> None:
     chart = draw("t", [0.0, 0.0], values, 1.0, "l")
     assert chart is not None
     assert all(math.isfinite(tick.at) for tick in (*chart.x_ticks, *chart.y_ticks))
+
+
+def test_a_session_ends_with_its_own_token_though_the_identity_has_another(path: Path) -> None:
+    leaked = add_identity(path, "ada", ["approve"])
+    first = path.read_text()
+    sessions = Sessions(Identities(path), Clock())
+    key = sessions.sign_in(leaked)
+    fresh = add_identity(path, "ada", ["approve"])
+    assert sessions.find(key) is not None
+    path.write_text(path.read_text().replace(first, "", 1))
+    assert sessions.find(key) is None
+    assert sessions.find(sessions.sign_in(fresh)) is not None

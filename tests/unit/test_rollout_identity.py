@@ -13,7 +13,7 @@ from orchestrator.app.tokens import make_identity, open_identities
 from orchestrator.app.wiring import open_workplace
 from orchestrator.core.errors import UsageError
 from orchestrator.core.redact import redact_text
-from orchestrator.rollout.identity import Identities, add_identity, given_token
+from orchestrator.rollout.identity import Identities, add_identity, digest_of, given_token
 
 
 @pytest.fixture
@@ -112,12 +112,12 @@ def test_the_file_is_read_again_when_it_changes_and_fails_closed(path: Path) -> 
     known = Identities(path)
     bob = add_identity(path, "bob", ["approve"])
     assert known.identify(bob).id == "bob"
-    assert known.still(known.identify(ada))
+    assert known.still(known.identify(ada), digest_of(ada))
     shown = known.identify(ada)
     _write(path, "\n".join(x for x in path.read_text().splitlines() if x.startswith("bob")))
     with pytest.raises(UsageError, match="not valid"):
         known.identify(ada)
-    assert not known.still(shown)
+    assert not known.still(shown, digest_of(ada))
     path.unlink()
     with pytest.raises(UsageError, match="cannot read the tokens"):
         known.identify(bob)
