@@ -138,9 +138,9 @@ def outputs(url: str, samples: np.ndarray[Any, Any]) -> list[list[float]]:
         ]
 
 
-def promote(project: Project, bundle: str) -> tuple[float, Operation]:
+def promote(project: Project, bundle: str, allowed: Sequence[int] = (0,)) -> tuple[float, Operation]:
     """Promote a bundle as its recipe says."""
-    return _moved(project, "promote", bundle, "--pool", "edge", "--recipe", str(project.recipe))
+    return _moved(project, "promote", bundle, "--pool", "edge", "--recipe", str(project.recipe), allowed=allowed)
 
 
 def rollback(project: Project) -> tuple[float, Operation]:
@@ -148,11 +148,12 @@ def rollback(project: Project) -> tuple[float, Operation]:
     return _moved(project, "rollback")
 
 
-def _moved(project: Project, verb: str, *arguments: str) -> tuple[float, Operation]:
+def _moved(project: Project, verb: str, *arguments: str, allowed: Sequence[int] = (0,)) -> tuple[float, Operation]:
     began = time.time()
-    took_s, done = project.call(verb, *arguments, "--endpoint", "digits")
-    args = {"endpoint": "digits", "bundle": done["bundle"]}
-    return took_s, Operation("operator", began, time.time(), verb, args, {"generation": int(done["generation"])})
+    took_s, done = project.call(verb, *arguments, "--endpoint", "digits", allowed=allowed)
+    args = {"endpoint": "digits", "bundle": done.get("bundle", "")}
+    result = {"generation": int(done["generation"])} if "generation" in done else None
+    return took_s, Operation("operator", began, time.time(), verb, args, result)
 
 
 def measure(rounds: int) -> Row:
@@ -165,7 +166,8 @@ def measure(rounds: int) -> Row:
             project.call("down")
 
 
-def _measure(project: Project, rounds: int) -> Row:
+def prepared(project: Project) -> tuple[str, np.ndarray[Any, Any], Row, dict[str, str]]:
+    """Bring both bundles up, the first one live; returns the URL, samples, their outputs by bundle, and the bundles by name."""
     from sklearn.datasets import load_digits
 
     samples = (load_digits().images[:16, None] / 16).astype(np.float32)
@@ -173,6 +175,11 @@ def _measure(project: Project, rounds: int) -> Row:
     expected = {found["b"]: outputs(url, samples)}
     rollback(project)
     expected[found["a"]] = outputs(url, samples)
+    return url, samples, expected, found
+
+
+def _measure(project: Project, rounds: int) -> Row:
+    url, samples, expected, found = prepared(project)
     traffic = Traffic(project, url, samples, expected)
     operations: list[Operation] = []
     walls: dict[str, list[float]] = {"promote": [], "rollback": []}
@@ -211,9 +218,8 @@ def judge(
         "wrong_generation": len(wrong) + len(found),
         "violations": [violation.text for violation in found[:5]],
         "switches": len(operations),
-        "rollback_s": max(walls["rollback"]),
-        "rollback_median_s": statistics.median(walls["rollback"]),
-        "promote_median_s": statistics.median(walls["promote"]),
+        **{f"{verb}_s": max(walls[verb]) for verb in walls},
+        **{f"{verb}_median_s": statistics.median(walls[verb]) for verb in walls},
         **weights(audit, responses),
         **switches(audit, responses),
     }

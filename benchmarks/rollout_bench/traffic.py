@@ -36,7 +36,7 @@ class Client:
     async def run(self, stopping: asyncio.Event, offset_s: float) -> None:
         """Ask until told to stop; a connection that breaks is one failed request."""
         due, number = time.monotonic() + offset_s, 0
-        reader, writer = await asyncio.open_connection(self._host, self._port)
+        streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         while not stopping.is_set():
             due = max(due + self._every_s, time.monotonic() - 0.2)  # what was missed is not made up for by a burst
             await asyncio.sleep(max(0.0, due - time.monotonic()))
@@ -44,14 +44,15 @@ class Client:
             body = number % len(self._requests)
             sent = time.time()
             try:
-                writer.write(self._requests[body])
-                *row, outputs = await _answer(reader)
+                streams = streams or await asyncio.open_connection(self._host, self._port)
+                streams[1].write(self._requests[body])
+                *row, outputs = await _answer(streams[0])
                 right = row[0] == 200 and self._is_right(row[2], body, outputs)
             except (OSError, asyncio.IncompleteReadError) as error:
-                row, right = [0, 0, repr(error)], False
-                reader, writer = await asyncio.open_connection(self._host, self._port)
+                row, right, streams = [0, 0, repr(error)], False, None
             self._records.append([self._name, sent, time.time(), *row, right])
-        writer.close()
+        if streams is not None:
+            streams[1].close()
 
     def _is_right(self, bundle: str, body: int, outputs: bytes) -> bool:
         wanted = self._expected.get(bundle)

@@ -13,7 +13,6 @@ from orchestrator.core.errors import DeviceError
 from orchestrator.engine.events import Event
 from orchestrator.engine.recorder import Recorder
 from orchestrator.ledger import Ledger, Owner, Rollout
-from orchestrator.ledger.rows import user_name
 from orchestrator.plan.model import Draft
 
 if TYPE_CHECKING:
@@ -88,6 +87,7 @@ class PoolControl:
 
     def _request(self, draft: Draft, inputs: Mapping[str, str], variant: Variant | None) -> DeployRequest:
         """Return what to serve, its bundle unpacked and verified."""
+        from orchestrator.app.asker import who_asks
         from orchestrator.bundle.oci import bundle_digest, unpack
         from orchestrator.rollout.capacity import PoolFacts
         from orchestrator.rollout.request import DeployRequest
@@ -99,6 +99,7 @@ class PoolControl:
         device = str(draft.spec.get("device") or REHEARSAL_DEVICE)
         pool_name = str(draft.spec["pool"])
         pool = self._workplace.environment.pools[pool_name]
+        strategy = Strategy.from_json(draft.spec.get("strategy") or {})
         return DeployRequest(
             endpoint=str(draft.spec["endpoint"]),
             pool=pool_name,
@@ -113,10 +114,10 @@ class PoolControl:
             thresholds=self._limits(draft, variant),
             saturating=variant is not None and is_soc(variant.soc or "") and soc(variant.soc or "").saturating,
             device=device,
-            actor=user_name(),
+            actor=who_asks(self._workplace, pool.site, strategy),
             reason=f"execution {self._execution}",
             wait_s=60.0,
-            strategy=Strategy.from_json(draft.spec.get("strategy") or {}),
+            strategy=strategy,
             facts=PoolFacts(pool_name, pool.models == "lazy", pool.memory or 0),
         )
 

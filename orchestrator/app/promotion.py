@@ -8,13 +8,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from orchestrator.app.asker import who_asks
 from orchestrator.app.release_request import deploy_request
 from orchestrator.app.releases import find_release, parse_model
 from orchestrator.app.serve_site import connect
 from orchestrator.app.strategies import choose_strategy, pool_of
 from orchestrator.app.wiring import Workplace
+from orchestrator.core.ids import check_name
 from orchestrator.ledger import Holder, Ledger, Owner
-from orchestrator.ledger.rows import user_name
 from orchestrator.rollout.capacity import PoolFacts
 from orchestrator.rollout.request import DeployRequest
 
@@ -69,10 +70,11 @@ def promote(
 
 def prepare_request(workplace: Workplace, ledger: Ledger, asked: PromoteAsk) -> tuple[DeployRequest, dict[str, str]]:
     """Return the request of a promotion, all of it verified, and how its model was named."""
+    check_name(asked.endpoint, "endpoint")
     pool = pool_of(workplace, asked.pool)
     strategy, _ = choose_strategy(workplace, ledger, asked.endpoint, asked.pool, asked.recipe)
     release = find_release(workplace, ledger, parse_model(asked.model))
-    actor = asked.actor or user_name()
+    actor = asked.actor or who_asks(workplace, pool.site, strategy)
     request = deploy_request(workplace, ledger, release, asked.endpoint, asked.pool, pool, actor)
     named = " ".join(
         [f"promote {asked.model}", *([f"({'/'.join(release.source.values())})"] if release.source else [])]

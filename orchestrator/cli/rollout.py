@@ -112,11 +112,12 @@ def approve(
     endpoint: Endpoint,
     reason: Reason = "",
     token_file: TokenFile = None,
+    generation: Generation = None,
     environment: Environment = None,
     as_json: Json = False,
 ) -> None:
     """Approve the canary that is under way; recorded with your name."""
-    _decide("approve", endpoint, reason, token_file, environment, as_json=as_json)
+    _decide("approve", endpoint, reason, token_file, generation, environment, as_json=as_json)
 
 
 @app.command("reject", epilog="Example:  orchestrate rollout reject --endpoint digits --reason 'no test on fog'")
@@ -124,11 +125,12 @@ def reject(
     endpoint: Endpoint,
     reason: Reason = "",
     token_file: TokenFile = None,
+    generation: Generation = None,
     environment: Environment = None,
     as_json: Json = False,
 ) -> None:
     """Reject the canary that is under way: it is taken back; recorded with your name."""
-    _decide("reject", endpoint, reason, token_file, environment, as_json=as_json)
+    _decide("reject", endpoint, reason, token_file, generation, environment, as_json=as_json)
 
 
 def _steer(
@@ -169,7 +171,14 @@ def _say_done(verb: str, done: dict[str, Any], *, as_json: bool) -> None:
 
 
 def _decide(
-    verb: str, endpoint: str, reason: str, token_file: Path | None, environment: Path | None, *, as_json: bool
+    verb: str,
+    endpoint: str,
+    reason: str,
+    token_file: Path | None,
+    generation: int | None,
+    environment: Path | None,
+    *,
+    as_json: bool,
 ) -> None:
     from orchestrator.app import rollouts
     from orchestrator.app.rollout_projection import start
@@ -179,7 +188,7 @@ def _decide(
     workplace = open_workplace(environment)
     identity, shown = rollouts.who_decides(workplace, endpoint, token_file)
     decision = "approve" if verb == "approve" else "reject"
-    done = rollouts.decide(workplace, endpoint, decision, identity=identity, reason=reason)
+    done = rollouts.decide(workplace, endpoint, decision, identity=identity, reason=reason, generation=generation)
     start(workplace)
     if as_json:
         print_json({"event": "result", **done, "by_token": shown})

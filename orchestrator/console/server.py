@@ -115,11 +115,11 @@ class Console:
     async def _login(self, request: Request) -> Response:
         form = await self._form(request)
         after = _local(form.get("next", "/"))
-        if self._sessions.blocked():
-            raise HTTPException(429, "Too many wrong tokens: wait a minute.")
         try:
             key = await run_in_threadpool(self._sessions.sign_in, form.get("token", ""))
         except UsageError as error:
+            if self._sessions.blocked():  # whoever has a token gets in all the same: nobody can lock others out
+                raise HTTPException(429, "Too many wrong tokens: wait a minute.") from error
             return self._page(request, "login.html", status=403, next=after, wrong=_sentence(error.message))
         answer = RedirectResponse(after, 303, headers=_FIXED)
         answer.set_cookie(

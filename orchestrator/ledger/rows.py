@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import getpass
 import os
+import pwd
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -63,10 +63,10 @@ class Owner:
 
 
 def user_name() -> str:
-    """Return the login name, or `uid:<n>` in a container without a user database."""
+    """Return the name of this process's user, or `uid:<n>` in a container without a user database; no variable changes it."""
     try:
-        return getpass.getuser()
-    except (KeyError, OSError):
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
         return f"uid:{os.getuid()}"
 
 

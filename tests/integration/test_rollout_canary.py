@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 from support.serving_site import DEVICE, ROOT, Load, ServingSite, scale_bundle, write_bundle
+from support.stopping import stop_outside_a_write
 
 from orchestrator.core.errors import GateError
 from orchestrator.ledger import Ledger, Owner
@@ -185,7 +186,7 @@ def test_a_stopped_controller_that_wakes_after_a_rollback_changes_nothing(
     try:
         with Ledger.open(f"sqlite:///{path}") as ledger:
             ServingSite.wait(lambda: _weight(serving, "held") == 20, 60, "the canary's weight")
-            os.kill(child.pid, signal.SIGSTOP)
+            stop_outside_a_write(child.pid, path)
             done = rollback(ledger, connect(serving), "held", actor="bob")
             assert (done.generation, done.aborted) == (1, 2)
             before = (serving.admin.table().to_json(), _done(ledger))

@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sqlite3
 import time
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,6 +20,7 @@ from support.rollout_drills import ANALYSIS
 from support.rollout_site import ENDPOINT, Child, Drill, RolloutSite
 from support.rollout_traffic import BODY
 from support.serving_site import ServingSite, write_bundle
+from support.stopping import stop_outside_a_write
 
 SLOW: dict[str, Any] = {
     "kind": "canary",
@@ -151,7 +150,7 @@ def stopped_controller(site: RolloutSite) -> Drill:
     """A controller sleeps through a rollback: when it wakes it is refused with 4 and changes nothing."""
     with site.traffic():
         child, stable, _ = _walking(site, HELD)
-        _stop_outside_a_write(site, child)
+        stop_outside_a_write(child.pid, Path(site.url.removeprefix("sqlite:///")))
         problems = [] if site.rollback() == stable else ["the rollback did not lead to stable"]
         before = (site.serving.admin.table().to_json(), _done(site))
         os.kill(child.pid, signal.SIGCONT)
@@ -161,21 +160,6 @@ def stopped_controller(site: RolloutSite) -> Drill:
         if (site.serving.admin.table().to_json(), _done(site)) != before:
             problems.append("the stopped controller has changed something")
     return site.judge("SIGSTOP a controller over a rollback", 1, problems)
-
-
-def _stop_outside_a_write(site: RolloutSite, child: Child) -> None:
-    """Stopped inside a transaction it holds SQLite's one write lock, and everybody waits for it: no fence can help."""
-    while True:
-        os.kill(child.pid, signal.SIGSTOP)
-        with closing(sqlite3.connect(site.url.removeprefix("sqlite:///"), timeout=0.5)) as database:
-            try:
-                database.execute("BEGIN IMMEDIATE")
-            except sqlite3.OperationalError:
-                os.kill(child.pid, signal.SIGCONT)
-                time.sleep(0.05)
-                continue
-            database.rollback()
-            return
 
 
 def _gone(site: RolloutSite) -> bool:

@@ -1,0 +1,35 @@
+"""Who asks for a rollout. Where others must approve it, that must be beyond doubt: nobody approves what they asked for."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+from orchestrator.app.tokens import open_identities
+from orchestrator.app.wiring import Workplace
+from orchestrator.core.errors import UsageError
+from orchestrator.ledger.rows import user_name
+from orchestrator.rollout.identity import given_token
+from orchestrator.rollout.strategy import Strategy
+
+TOKEN_FILE_VARIABLE: Final = "ORCHESTRATE_TOKEN_FILE"  # noqa: S105 - a name
+
+
+def who_asks(workplace: Workplace, site: str, strategy: Strategy) -> str:
+    """Return who asks: the identity of their token where the site names approvers and approvals are wanted, else the login name.
+
+    Raises:
+        UsageError: A token is needed, and none is given or it is none of this site's.
+    """
+    identities = open_identities(workplace, site) if strategy.approvals else None
+    if identities is None:
+        return user_name()
+    file = os.environ.get(TOKEN_FILE_VARIABLE, "")
+    try:
+        return identities.identify(given_token(Path(file) if file else None)).id
+    except UsageError as error:
+        raise UsageError(
+            f"this rollout needs {strategy.approvals} approvals of others, so who asks for it must show a token: {error.message}",
+            hint=f"set {TOKEN_FILE_VARIABLE} to the file of your token (`orchestrate rollout token` makes one), then repeat it",
+        ) from error
