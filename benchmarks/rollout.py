@@ -220,8 +220,23 @@ def judge(
         "switches": len(operations),
         **{f"{verb}_s": max(walls[verb]) for verb in walls},
         **{f"{verb}_median_s": statistics.median(walls[verb]) for verb in walls},
+        **in_force(operations, responses),
         **weights(audit, responses),
         **switches(audit, responses),
+    }
+
+
+def in_force(operations: Sequence[Operation], responses: Sequence[Response]) -> Row:
+    """Return how long after the start of `orchestrate rollback` a request was still sent that an earlier generation answered."""
+    took_s: list[float] = []
+    for done in operations:
+        if done.op == "rollback" and done.result is not None and done.t_ok is not None:
+            since, until, number = done.t_invoke, done.t_ok, int(done.result["generation"])
+            old = [r.t_send for r in responses if since < r.t_send < until and r.generation < number]
+            took_s.append(max(old, default=since) - since)
+    return {
+        "rollback_in_force_s": max(took_s, default=0.0),
+        "rollback_in_force_median_s": statistics.median(took_s or [0.0]),
     }
 
 
@@ -290,7 +305,10 @@ def show(row: Row) -> None:
     print(
         f"switches            {row['switches']}: in force after {row['switch_median_ms']:.1f} ms, at most {row['switch_ms']:.1f} ms"
     )
-    print(f"orchestrate rollback  {row['rollback_median_s']:.2f} s wall, at most {row['rollback_s']:.2f} s")
+    print(
+        f"orchestrate rollback  all requests on the old build after {row['rollback_in_force_median_s']:.2f} s, at most "
+        f"{row['rollback_in_force_s']:.2f} s; the command ends after {row['rollback_median_s']:.2f} s, at most {row['rollback_s']:.2f} s"
+    )
     print(f"orchestrate promote   {row['promote_median_s']:.2f} s wall (golden samples of the new generation included)")
     for found in row["weights"]:
         print(f"weight {found['weight']:3}          {found['share']:.2f} of 100 over {found['requests']:,} requests")
@@ -301,8 +319,9 @@ def show(row: Row) -> None:
                 f"Ray Serve, in place   {other['requests']:,} requests at {other['rate']:.0f}/s, {other['failed']} failed; "
                 f"switched after {other['switch_median_s']:.2f} s, at most {max(other['switch_s']):.2f} s"
             )
+            times = other["switch_median_s"] * 1e3 / max(row["switch_median_ms"], 0.1)
             print(
-                f"ratio                 its switch takes {other['switch_median_s'] / row['rollback_median_s']:.1f} times our rollback"
+                f"ratio                 from the decision to the last old answer: {times:.0f} times ours; it starts a process in it"
             )
         else:
             print(f"Ray Serve             {other['note']}")

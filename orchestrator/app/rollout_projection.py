@@ -30,6 +30,8 @@ State = Literal["off", "done", "pending"]
 _LEASE_TTL_S: Final = 60.0
 _BUDGET_S: Final = 10.0
 _PERIOD_S: Final = 2.0
+_BEHIND: Final = 10
+"""Niceness: the picture waits for whoever serves or operates."""
 _RECENT: Final = 50
 _ENDED: Final = ("succeeded", "aborted")
 
@@ -184,6 +186,7 @@ def _sleep(alive: Callable[[], bool]) -> None:
 
 def main(arguments: list[str]) -> None:
     """Mirror as long as the starter lives, and once after."""
+    os.nice(_BEHIND)
     parent, *environment = arguments
     workplace = open_workplace(Path(environment[0]) if environment else None)
     starter = ProcessIdentity.of(int(parent))
