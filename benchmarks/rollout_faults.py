@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from support.rollout_deaths import DRILLS  # noqa: E402
+from support.rollout_deaths import DRILLS, SETTINGS_OF  # noqa: E402
 from support.rollout_drills import PLANS, kills, once_each  # noqa: E402
 from support.rollout_site import Drill, RolloutSite  # noqa: E402
 
@@ -35,7 +35,7 @@ def measure(quick: bool) -> list[Drill]:
     for drill in DRILLS:
         print(drill.__name__, file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory() as folder:
-            site = RolloutSite(Path(folder) / "site", routers=2, request_timeout_s=5.0)
+            site = RolloutSite(Path(folder) / "site", routers=2, request_timeout_s=5.0, **SETTINGS_OF.get(drill, {}))
             try:
                 rows.append(drill(site))
             except AssertionError as error:

@@ -224,6 +224,15 @@ def _in_flight(site: RolloutSite) -> int:
     return sum(int(row.get("inflight", 0)) for row in site.serving.admin.status()["replicas"])
 
 
+def overloaded(site: RolloutSite) -> Drill:
+    """F38: far more than the queues take: it is refused at the door, and the canary is not blamed for it."""
+    with site.traffic(clients=200, pause_s=0.0):
+        child, _, canary = _walking(site)
+        problems = _promoted(site, child, canary)
+    refused = sum(row[3] in (429, 503) for row in site.rows)
+    return site.judge("F38 overload", refused, problems, borne=(429, 503))
+
+
 def switch_in_flight(site: RolloutSite) -> Drill:
     """F40: all traffic moves while 1000 clients ask without a pause."""
     with site.traffic(clients=1000, pause_s=0.0) as out:
@@ -266,5 +275,7 @@ def _walking_or_held(site: RolloutSite) -> tuple[Child, int, int]:
 
 DRILLS: tuple[Callable[[RolloutSite], Drill], ...] = (
     router_of_two, only_router, agent, stable_replica, canary_replica, dead_canary, wedged_canary, stopped_controller,
-    no_memory, vanishing_clients, switch_in_flight, flapping,
+    no_memory, overloaded, vanishing_clients, switch_in_flight, flapping,
 )  # fmt: skip
+SETTINGS_OF: dict[Callable[[RolloutSite], Drill], dict[str, Any]] = {overloaded: {"queue_limit": 8}}
+"""What a drill's router is set to, where it is not as usual."""
