@@ -67,7 +67,9 @@ def test_a_token_over_its_rate_is_told_when_to_come_back(path: Path) -> None:
     assert (caught.value.status, caught.value.retry_after_s) == (429, 4)
 
 
-def test_a_change_of_the_file_counts_at_once_and_a_broken_one_never(path: Path) -> None:
+def test_a_change_of_the_file_counts_at_once_and_a_broken_one_never(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     first = _header(add_token(path, "a", 1, 1))
     guard = Guard(path)
     guard.admit(first, 1.0)
@@ -80,11 +82,16 @@ def test_a_change_of_the_file_counts_at_once_and_a_broken_one_never(path: Path) 
     guard.refresh()
     assert guard.admit(second, 1.0).name == "b"
     path.unlink()
-    guard.refresh()
-    assert guard.admit(second, 1.0).name == "b"
+    for _ in range(3):
+        guard.refresh(force=True)
+        with pytest.raises(RequestError, match="not valid"):
+            guard.admit(second, 1.0)
+    assert (guard.gone, len(guard), bool(guard)) == (True, 0, True)  # who is not asked is not let in
+    assert caplog.text.count("every token is refused") == 1
     third = _header(add_token(path, "c"))
     guard.refresh()
     assert guard.admit(third, 1.0).name == "c"
+    assert (guard.gone, len(guard)) == (False, 1)
     with pytest.raises(RequestError, match="not valid"):
         guard.admit(second, 1.0)
 
@@ -117,6 +124,8 @@ def test_a_file_that_others_may_write_is_refused(path: Path) -> None:
         Guard(path)
     path.unlink()
     os.mkfifo(path)
+    with pytest.raises(UsageError, match="no regular file"):
+        Guard(path)  # and does not wait for somebody to write into it
     path.unlink()
     with pytest.raises(UsageError, match="cannot read the tokens"):
         Guard(path)

@@ -223,6 +223,20 @@ def test_duplicate_keys_are_refused_wherever_they_are() -> None:
             parse_request(bad, None)
 
 
+def test_duplicate_keys_are_found_beside_a_mebibyte_of_numbers() -> None:
+    numbers = b",".join([b"-1.25e+2"] * 140_000)
+    good = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[140000],"data":[' + numbers + b"]}]}"
+    assert len(good) > 1 << 20
+    assert len(parse_request(good, None).inputs["x"].data) == 560_000
+    for bad in (
+        good.replace(b'"name":"x"', b'"name":"y","name":"x"'),
+        good.replace(b'"data":', b'"data":[1],"data":'),
+        good.replace(b'{"inputs":', b'{"id":"a","id":"b","inputs":'),
+    ):
+        with pytest.raises(RequestError, match="two equal keys"):
+            parse_request(bad, None)
+
+
 @pytest.mark.parametrize(
     "change",
     [

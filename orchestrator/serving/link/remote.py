@@ -10,10 +10,11 @@ import os
 import socket
 import stat
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Final, cast
 
 from orchestrator.core.errors import UsageError
 from orchestrator.serving.link.connections import LinkServer
+from orchestrator.serving.protocol.listening import Contexts, Listener
 
 _log: Final = logging.getLogger(__name__)
 _FIRST: Final = b"OL-TOKEN "
@@ -136,8 +137,8 @@ class Doorkeeper(asyncio.Protocol):
         self._transport.abort()
 
 
-async def listen(links: LinkServer, host: str, port: int, token_file: Path, tls: Any) -> asyncio.Server:
-    """Take links from other hosts.
+def listen(links: LinkServer, host: str, port: int, token_file: Path, tls: Contexts | None) -> Listener:
+    """Take links from other hosts; call this in the event loop.
 
     Raises:
         UsageError: The token cannot be used, or the port.
@@ -152,7 +153,4 @@ async def listen(links: LinkServer, host: str, port: int, token_file: Path, tls:
         listener.close()
         raise UsageError(f"cannot listen for links on {host}:{port}: {os.strerror(error.errno or 0)}") from error
     keep_alive(listener)  # what it accepts has the same options
-    loop = asyncio.get_running_loop()
-    return await loop.create_server(
-        remote.protocol, sock=listener, ssl=tls, ssl_handshake_timeout=_PATIENCE_S if tls else None
-    )
+    return Listener(listener, remote.protocol, tls, _PATIENCE_S)

@@ -149,6 +149,10 @@ def _process_families(number: str, router: Router) -> Iterator[Family]:
     spent = Family("orchestrate_router_cpu_seconds_total", "counter", "CPU time of the router process.")
     spent.add(labels, usage.ru_utime + usage.ru_stime)
     yield spent
+    if router.doors.guard is not None:
+        tokens = Family("orchestrate_tokens", "gauge", "Tokens that are valid; 0 where the tokens file was deleted.")
+        tokens.add(labels, len(router.doors.guard))
+        yield tokens
     errors = Family(
         "orchestrate_http_errors_total", "counter", "HTTP answers that are errors, whether a model was found or not."
     )

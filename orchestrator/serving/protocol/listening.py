@@ -19,6 +19,10 @@ _PAUSE_S: Final = 0.1
 """After no connection could be taken for want of descriptors or memory."""
 
 
+Contexts = Callable[[], ssl.SSLContext]
+"""Gives the TLS context of each new connection, since certificates and CAs change."""
+
+
 class Listener:
     """Listens from the start until `close`.
 
@@ -33,7 +37,7 @@ class Listener:
         self,
         sock: socket.socket,
         protocol: Callable[[], asyncio.BaseProtocol],
-        tls: ssl.SSLContext | None = None,
+        tls: Contexts | None = None,
         handshake_s: float | None = None,
     ) -> None:
         self._sock, self._protocol = sock, protocol
@@ -74,7 +78,7 @@ class Listener:
         peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             await self._loop.connect_accepted_socket(
-                self._protocol, peer, ssl=self._tls, ssl_handshake_timeout=self._handshake_s
+                self._protocol, peer, ssl=self._tls and self._tls(), ssl_handshake_timeout=self._handshake_s
             )
         except OSError:  # a handshake that fails, or a client that has left: TLS's errors are of this kind too
             peer.close()

@@ -22,7 +22,10 @@ MAX_PARAMETERS: Final = 64
 MAX_TENSOR_BYTES: Final = 64 << 20
 _KEY: Final = re.compile(rb'"\s*:')
 _EXACT_CHECK_BYTES: Final = 1 << 20
-"""The exact check for duplicate keys costs about 20 ms per MiB on the event loop; larger texts go without."""
+"""The exact check for duplicate keys costs about 20 ms per MiB on the event loop, so numbers, which have no keys, are taken out
+of a larger text first; what is still larger then, nearly all of it texts, goes without.
+"""
+_NUMBERS: Final = re.compile(rb"\[[\s\d+\-.eE,]{64,}+\]")
 _REFUSED: Final = ("sequence_id", "sequence_start", "sequence_end", "headers")
 LAST: Final = 1 << 64
 """The priority of a request that asks for none."""
@@ -106,8 +109,10 @@ def _parse_json(text: memoryview) -> Mapping[str, object]:
         raise RequestError("the request must be a JSON object")
     found = cast("dict[str, object]", head)
     # orjson keeps the last of two equal keys; a cheap count of keys tells when the slow, exact check is needed.
-    if len(text) <= _EXACT_CHECK_BYTES and len(_KEY.findall(text)) != _count_keys(found):
-        _refuse_duplicates(bytes(text))
+    if len(_KEY.findall(text)) != _count_keys(found):
+        few = bytes(text) if len(text) <= _EXACT_CHECK_BYTES else _NUMBERS.sub(b"[]", text)
+        if len(few) <= _EXACT_CHECK_BYTES:
+            _refuse_duplicates(few)
     return found
 
 

@@ -61,22 +61,33 @@ class Token:
 class Guard:
     """The tokens of a file, read again when it changes.
 
+    Attributes:
+        gone: Whether the file has been deleted: nobody has a valid token until it is there again.
+
     Raises:
         UsageError: The file cannot be used.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.gone = False
         self._state = _state(path)
         self._tokens = read_tokens(path)
         self._known: dict[bytes, Token] = {}
 
     def refresh(self, *, force: bool = False) -> None:
-        """Read the file again where it has changed; while it cannot be used, the tokens of before stay valid."""
+        """Read the file again where it has changed. While it is damaged, or others can write it, the tokens of before stay
+        valid; once it is deleted none is.
+        """
         state = _state(self._path)
         if state == self._state and not force:
             return
         self._state = state
+        if state is None and _deleted(self._path):
+            if not self.gone:
+                _log.error("%s has been deleted: every token is refused until it is there again", self._path)
+            self.gone, self._tokens, self._known = True, {}, {}
+            return
         try:
             found = read_tokens(self._path)
         except UsageError as error:
@@ -86,8 +97,16 @@ class Guard:
             old = self._tokens.get(digest)
             if old is not None and (old.name, old.rate_per_s, old.burst) == (token.name, token.rate_per_s, token.burst):
                 found[digest] = old  # a bucket is not filled by a change elsewhere in the file
-        self._tokens, self._known = found, {}
+        self.gone, self._tokens, self._known = False, found, {}
         _log.info("%d tokens in %s", len(found), self._path)
+
+    def __len__(self) -> int:
+        """The number of tokens that are valid now."""
+        return len(self._tokens)
+
+    def __bool__(self) -> bool:
+        """A guard without a token lets nobody in; it is a guard all the same."""
+        return True
 
     def admit(self, authorization: bytes | None, now: float) -> Token:
         """Return the token of an `Authorization` header, one request taken from its bucket.
@@ -146,10 +165,11 @@ def read_tokens(path: Path) -> dict[bytes, Token]:
     """Return the tokens of a file by their hashes.
 
     Raises:
-        UsageError: It cannot be read, others can write it, or a line is none.
+        UsageError: It cannot be read, is no regular file, others can write it, or a line is none.
     """
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # Without O_NONBLOCK a FIFO would hold the router until somebody writes into it.
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with os.fdopen(handle, "rb") as file:
             _check_owner(os.fstat(file.fileno()), path)
             text = file.read(_MAX_FILE_BYTES + 1).decode("ascii")
@@ -214,7 +234,9 @@ def _parse(line: str, place: str) -> tuple[bytes, Token]:
 
 def _check_owner(found: os.stat_result, path: Path) -> None:
     if not stat.S_ISREG(found.st_mode):
-        raise UsageError("the tokens are in no regular file", place=str(path))
+        raise UsageError(
+            "the tokens are in no regular file", place=str(path), hint="name a file, not a pipe or a device"
+        )
     if found.st_mode & 0o022 or found.st_uid not in (0, os.geteuid()):
         mode = stat.S_IMODE(found.st_mode)
         raise UsageError(f"others could write tokens: mode {mode:o}", place=str(path), hint=f"chmod 600 {path}")
@@ -226,3 +248,14 @@ def _state(path: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return found.st_mtime_ns, found.st_ino, found.st_size
+
+
+def _deleted(path: Path) -> bool:
+    """Return whether the file is certainly not there; a folder that cannot be looked into says nothing."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False

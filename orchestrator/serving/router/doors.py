@@ -6,7 +6,6 @@ import asyncio
 import errno
 import logging
 import socket
-import ssl
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -17,7 +16,7 @@ from orchestrator.serving.config import RouterSettings
 from orchestrator.serving.errors import RequestError
 from orchestrator.serving.protocol.http import HttpServer
 from orchestrator.serving.protocol.limits import Limits
-from orchestrator.serving.protocol.listening import Listener
+from orchestrator.serving.protocol.listening import Contexts, Listener
 from orchestrator.serving.router.admission import Admission
 from orchestrator.serving.router.auth import Guard
 from orchestrator.serving.router.front import Front
@@ -70,7 +69,7 @@ class Doors:
         listener = _listen(self._settings, memory)
         self.port = listener.getsockname()[1]
         tls = self._tls
-        self._listener = Listener(listener, self.http.protocol, tls.context if tls else None, HANDSHAKE_S)
+        self._listener = Listener(listener, self.http.protocol, self.tls_contexts, HANDSHAKE_S)
         self.url = f"{'https' if tls else 'http'}://{self._host}:{self.port}"
         write_atomic(memory, str(self.port).encode())
         await self._open_grpc()
@@ -115,9 +114,10 @@ class Doors:
             return ""
 
     @property
-    def tls_context(self) -> ssl.SSLContext | None:
-        """What other listeners of this router use for TLS."""
-        return self._tls.context if self._tls else None
+    def tls_contexts(self) -> Contexts | None:
+        """What all listeners of this router use for TLS."""
+        tls = self._tls
+        return (lambda: tls.context) if tls else None
 
     def refresh(self, *, force: bool = False) -> None:
         """Read tokens and certificates again where their files have changed; call this about once a second."""

@@ -30,6 +30,7 @@ from orchestrator.serving.observe.observers import Observers
 from orchestrator.serving.observe.record import Recorder
 from orchestrator.serving.protocol.http import HttpServer
 from orchestrator.serving.protocol.limits import Limits
+from orchestrator.serving.protocol.listening import Listener
 from orchestrator.serving.router.admission import Admission
 from orchestrator.serving.router.backdoor import Backdoor
 from orchestrator.serving.router.doors import Doors
@@ -134,12 +135,12 @@ class Router:
             self._loop.add_signal_handler(number, stop.set)
         self._loop.add_signal_handler(signal.SIGHUP, lambda: self.doors.refresh(force=True))
         # The servers must stay referenced: uvloop closes one that is garbage-collected.
-        servers = [await self._unix_server(self.admin.protocol, self.settings.admin)]
+        servers: list[asyncio.Server | Listener] = [await self._unix_server(self.admin.protocol, self.settings.admin)]
         # Not before: a table that the leading router could not hand over has been written by now.
         self.apply(self.load_table())
         servers.append(await self._unix_server(self.links.protocol, self.settings.link))
         if self.settings.link_port:
-            servers.append(await self._remote_links())
+            servers.append(self._remote_links())
         await self.doors.open()
         await self.metrics_door.open()
         self._write_state()
@@ -153,9 +154,9 @@ class Router:
         await stop.wait()
         await self._stop(servers)
 
-    async def _remote_links(self) -> asyncio.Server:
+    def _remote_links(self) -> Listener:
         place = (self.settings.host, self.settings.link_port, Path(self.settings.link_token_file))
-        return await listen(self.links, *place, self.doors.tls_context)
+        return listen(self.links, *place, self.doors.tls_contexts)
 
     async def _unix_server(self, protocol: Any, path: str) -> asyncio.Server:
         with contextlib.suppress(FileNotFoundError):
@@ -212,7 +213,7 @@ class Router:
         except OrchestratorError as error:
             _log.warning("the leading router's table: %s", error)
 
-    async def _stop(self, servers: list[asyncio.Server]) -> None:
+    async def _stop(self, servers: list[asyncio.Server | Listener]) -> None:
         """Take no new connection, answer what is here, within `_STOP_S`."""
         deadline = self._loop.time() + _STOP_S
         ending = self.doors.close(_STOP_S)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import ssl
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -42,6 +43,9 @@ class Tls:
     def _load(self, context: ssl.SSLContext) -> ssl.SSLContext:
         names = (self._cert, self._key)
         try:
+            for name in filter(None, (*names, self._client_ca)):
+                if not stat.S_ISREG(Path(name).stat().st_mode):
+                    raise ValueError(f"{name} is no regular file")  # a pipe would hold the router
             # A passphrase would be asked for on a terminal that is not there.
             context.load_cert_chain(self._cert, self._key, password=lambda: b"")
             if self._client_ca:
@@ -55,16 +59,15 @@ class Tls:
         return context
 
     def refresh(self, *, force: bool = False) -> None:
-        """Read the files again where they have changed: new connections get the new certificate. A CA that was removed from
-        the file is trusted until the router starts again.
+        """Read the files again where they have changed: new connections get the new certificate, and who shows a certificate of
+        a CA that was removed is refused, sessions that it would resume included. Who is connected stays.
         """
         state = self._files()
         if state == self._state and not force:
             return
         self._state = state
         try:
-            self._load(self._fresh())  # a trial: half of a change must not harm what works
-            self._load(self.context)
+            self.context = self._load(self._fresh())  # half of a change must not harm what works
         except UsageError as error:
             _log.error("TLS stays as it was: %s", error)
         else:
