@@ -233,7 +233,7 @@ def _arms(counted: Mapping[str, Any]) -> tuple[ArmView, ...]:
     for router in cast("Sequence[Mapping[str, Any]]", counted.get("routers", ())):
         for arm in cast("Sequence[Mapping[str, Any]]", router.get("arms", ())):
             errors = sum(cast("Mapping[str, int]", arm.get("errors", {})).values())
-            names = ("fell_back", "refused", "nonfinite", "saturated")
+            names = ("shared", "fell_back", "refused", "nonfinite", "saturated")
             values = [int(arm["requests"]), errors, *(int(arm.get(name, 0)) for name in names)]
             row = sums.setdefault((int(arm["generation"]), str(arm["traffic"])), [0] * len(values))
             row[:] = [a + b for a, b in zip(row, values, strict=True)]

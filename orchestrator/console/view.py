@@ -59,6 +59,7 @@ class ArmView:
     traffic: str
     requests: int
     errors: int
+    shared: int
     fell_back: int
     refused: int
     nonfinite: int

@@ -76,12 +76,14 @@ class RouterAdmin:
                 "arms": [{
                     "generation": 4, "traffic": "weighted", "weight": 10,     # weight: the canary's, when they were dealt
                     "requests": 120,                                          # ended well, or by a fault of the server
-                    "errors": {"execution": 3}, "fell_back": 3,               # server's faults by kind; answered by stable instead
+                    "errors": {"execution": 3}, "fell_back": 3,               # server's faults by kind; stable was asked instead
+                    "shared": 1,                                              # of the errors, those that stable has failed as well
                     "refused": 2, "rejected": 1, "gone": 0,                   # for load (429, loading), client's mistakes, clients gone
                     "nonfinite": 0, "saturated": 0,                           # requests with such an output
                     "compute": {"1": {"140": 7}},                             # batches: rows -> bucket of device time in us -> count
                     "total": {"180": 7},                                      # good answers: bucket of arrival to answer in us -> count
                     "users": 40, "users_error": 1, "users_nonfinite": 0,      # sticky only: distinct clients
+                    "users_shared": 1, "users_both": 0,                       # met a shared error; and one of the canary alone as well
                     "capped": False,                                          # clients were no longer counted: there were too many
                 }],
                 "failures_in_row": {"4": 0},                                  # server's faults since the last good answer: of users'

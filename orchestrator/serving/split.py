@@ -124,9 +124,17 @@ def _header_name(value: object, place: str) -> str:
     return name
 
 
-def user_of(endpoint: str, key: str) -> int:
-    """Return the number, 64 bits, of the client that sends this value of the sticky header; the same in every router."""
-    return int.from_bytes(blake2b(f"{endpoint}\0{key}".encode("utf-8", "surrogateescape"), digest_size=8).digest())
+def user_of(endpoint: str, canary: int, key: str) -> int:
+    """Return the number, 64 bits, of the client that sends this value of the sticky header; the same in every router.
+
+    Args:
+        endpoint: Its name.
+        canary: Number of the generation that is tried: each trial takes other clients first, so that nobody is always among them,
+            and a key that was found to lead to one canary need not lead to the next.
+        key: Value of the header.
+    """
+    named = f"{endpoint}\0{canary}\0{key}".encode("utf-8", "surrogateescape")
+    return int.from_bytes(blake2b(named, digest_size=8).digest())
 
 
 def is_in(user: int, weight: int) -> bool:

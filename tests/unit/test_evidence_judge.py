@@ -262,3 +262,53 @@ def test_specs_survive_json() -> None:
     query = MetricSpec(name="mine", prometheus=PrometheusSpec("http://x", "up"), failure_limit=2)
     made = AnalysisSpec(metrics=(MetricSpec(name="latency", quantiles=(0.9,), dry_run=True), query), alpha=0.1)
     assert AnalysisSpec.from_json(json.loads(json.dumps(made.to_json()))) == made
+
+
+# --- what stable fails as well ---
+
+
+def poisoned(judge: Judge, ticks: int, bad: int, shared: int) -> Judge:
+    canary = Counts(requests=100, errors=bad, shared=shared)
+    return steady(judge, ticks, canary, Counts(requests=100))
+
+
+def test_failures_that_stable_shares_are_no_alarm_and_no_promotion() -> None:
+    judge = poisoned(Judge(spec("error_rate")), 100, 50, 50)
+    said = only(judge)
+    assert (said.state, said.canary_rate) == ("inconclusive", 0.5)
+    assert said.upper > said.margin
+    assert "at stable as well" in said.text
+    assert only(poisoned(judge, 5, 50, 0)).state == "failed", "its own errors are seen among them"
+
+
+def test_without_the_word_shared_stored_rows_say_what_they_said() -> None:
+    old = {"kind": "counts", "t": 1.0, "boot": "a", "traffic": "weighted", "weight": 50}
+    old |= {"canary": {"requests": 100, "errors": 50}, "stable": {"requests": 100}}
+    judge = Judge(spec("error_rate"))
+    judge.add(row_from_json(old))
+    assert only(judge).state == "failed"
+    again = row(Counts(requests=9, errors=3, shared=2, users=3, users_error=2, users_shared=2, users_both=1), Counts())
+    assert row_from_json(json.loads(json.dumps(again.to_json()))) == again
+
+
+@given(st.lists(st.tuples(st.integers(1, 60), st.integers(0, 60), st.integers(0, 60), st.integers(0, 9)), max_size=20))
+def test_shared_failures_never_add_evidence_and_never_lower_the_bound(ticks: list[tuple[int, int, int, int]]) -> None:
+    plain, thinned = Judge(spec("error_rate")), Judge(spec("error_rate"))
+    for t, (n, most, shared, x0) in enumerate(ticks):
+        x = min(n, most)
+        for judge, both in ((plain, 0), (thinned, min(x, shared))):
+            judge.add(
+                row(Counts(requests=n, errors=x, shared=both), Counts(requests=40, errors=x0), t, (10, 50, 100)[t % 3])
+            )
+    assert only(thinned).e_value <= only(plain).e_value + 1e-9
+    assert only(thinned).upper == only(plain).upper
+
+
+def test_users_whose_failures_stable_shares_end_no_rollout() -> None:
+    stable = Counts(requests=900, users=90)
+    mallory = Counts(requests=100, errors=100, shared=100, users=10, users_error=10, users_shared=10)
+    said = only(steady(Judge(spec("users")), 50, mallory, stable, traffic="sticky"))
+    assert (said.state, said.canary_rate) == ("inconclusive", 1.0)
+    judge = steady(Judge(spec("users")), 5, mallory, stable, traffic="sticky")
+    steady(judge, 10, Counts(requests=10, errors=10, users_both=10), Counts(requests=90), traffic="sticky")
+    assert only(judge).state == "failed", "the same users have met the canary's own errors as well"

@@ -10,6 +10,7 @@ import pytest
 
 from orchestrator.serving.dispatch.lanes import Lane, Request
 from orchestrator.serving.link.wire import NONFINITE, SATURATED
+from orchestrator.serving.observe.arm_counts import Room, Users
 from orchestrator.serving.observe.arms import Arm, Traffic
 from orchestrator.serving.observe.buckets import bucket_of
 from orchestrator.serving.observe.canary_gauges import canary_families
@@ -92,7 +93,7 @@ def test_the_whole_of_an_arm(evidence: Evidence) -> None:
         "requests": 5, "errors": {"execution": 2, "no_replica": 1, "timeout": 1}, "fell_back": 1,
         "refused": 3, "rejected": 2, "gone": 1, "nonfinite": 0, "saturated": 0,
         "compute": {"1": {str(bucket_of(140)): 1}}, "total": {str(bucket_of(2000)): 1},
-        "users": 0, "users_error": 0, "users_nonfinite": 0, "capped": False,
+        "shared": 0, "users": 0, "users_error": 0, "users_nonfinite": 0, "users_shared": 0, "users_both": 0, "capped": False,
     }  # fmt: skip
 
 
@@ -280,8 +281,19 @@ def test_who_names_a_version_neither_ends_a_rollout_nor_hides_that_it_must_end(e
 def test_a_request_that_stable_fails_as_well_is_no_failure_in_a_row_of_the_canary(evidence: Evidence) -> None:
     evidence.ended(request(arm(4), fell_back=True), 500, "execution_failed", 0.01, None)
     for _ in range(30):
-        evidence.ended(request(arm(4), fell_back=True), 500, "execution_failed", 0.01, None)
         evidence.ended(request(arm(3, "fallback")), 500, "execution_failed", 0.01, None)
+        both = request(arm(4), fell_back=True)
+        both.shared = True
+        evidence.ended(both, 500, "execution_failed", 0.01, None)
     assert _row(evidence) == 1
-    rows = {(row["generation"], row["traffic"]): row["errors"] for row in told(evidence)["arms"]}
-    assert rows == {(4, "weighted"): {"execution_failed": 31}, (3, "fallback"): {"execution_failed": 30}}
+    rows = {(row["generation"], row["traffic"]): (row["errors"], row["shared"]) for row in told(evidence)["arms"]}
+    assert rows == {(4, "weighted"): ({"execution_failed": 31}, 30), (3, "fallback"): ({"execution_failed": 30}, 0)}
+
+
+def test_a_user_counts_once_for_shared_failures_and_once_for_both_kinds() -> None:
+    users = Users(10, Room(10))
+    for user, shared in ((1, True), (1, True), (2, False), (3, True), (3, False), (4, False), (4, True), (3, True)):
+        users.saw(user, error=True, nonfinite=False, shared=shared)
+    users.saw(5, error=False, nonfinite=False)
+    assert (users.count, users.error, users.shared, users.both) == (5, 4, 3, 2)
+    assert users.error - users.shared + users.both == 3, "users that the canary alone has failed"

@@ -42,8 +42,8 @@ class Both(Watcher):
 class CountedWorld(TrialWorld):
     """Replies of generation 2 flag the first request of each batch, where `odd` is set."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, **more: Any) -> None:
+        super().__init__(**more)
         self.both = self.watcher = self.dispatcher.witness = Both()
         self.odd = False
         self.flagged = 0
@@ -111,6 +111,76 @@ def test_a_fall_back_is_counted_on_both_sides() -> None:
     assert arms(one, "errors") == {(1, "weighted"): {}, (2, "weighted"): {"execution": 50}, (1, "fallback"): {}}
     assert arms(one, "fell_back")[2, "weighted"] == 50
     assert one.told()["failures_in_row"] == {"1": 0, "2": 50}
+
+
+def totals(one: CountedWorld) -> tuple[int, int, int]:
+    """Errors of the canary, those that stable shares, failures in a row."""
+    row = next(row for row in one.told()["arms"] if row["generation"] == 2)
+    return sum(row["errors"].values()), row["shared"], one.told()["failures_in_row"]["2"]
+
+
+@pytest.mark.parametrize("staged", [False, True])
+def test_what_stable_fails_as_well_is_shared(staged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if staged:
+        settings_ = ServeSettings(preprocess="code:before")
+        monkeypatch.setattr("orchestrator.serving.router.routes.read_serve_settings", lambda _: settings_)
+    one = world(100, sticky="x-user")
+    if staged:
+        for number in (1, 2):
+            one.serve(number, stage="preprocess")
+    one.modes = {1: "execution", 2: "execution"}
+    one.crowd(30, {"x-user": "mallory"})
+    assert totals(one) == (30, 30, 0)
+    one.modes = {2: "execution"}
+    one.crowd(3, {"x-user": "ada"})
+    assert totals(one) == (33, 30, 3)
+    row = next(row for row in one.told()["arms"] if row["generation"] == 2)
+    assert (row["users"], row["users_error"], row["users_shared"], row["users_both"]) == (2, 2, 1, 0)
+    one.modes = {1: "rejected", 2: "execution"}
+    one.crowd(4, {"x-user": "mallory"})
+    assert totals(one) == (37, 34, 3), "what stable calls the client's mistake is no proof against the canary"
+
+
+def test_an_error_of_the_canary_is_counted_when_stable_has_ended() -> None:
+    one = world(100)
+    one.modes = {1: "silent", 2: "execution"}
+    people = [one.person(patience_s=4.0), one.person(), one.person(patience_s=4.0)]
+    one.wait(0.2)
+    assert one.told()["arms"] == [], "neither the error nor whether it is shared"
+    people[1].gone = True
+    one.dispatcher.lost(next(r for r in one.dispatcher.replicas() if r.name == "r1"), one.now)
+    one.wait(0.1)
+    assert totals(one) == (1, 1, 0), "nobody knows how stable would have ended"
+    one.wait(5.0)
+    assert [person.status for person in people] == [504, 499, 504]
+    assert totals(one) == (3, 1, 2), "the canary has used their time"
+
+
+def test_stable_that_is_not_there_says_nothing_of_the_request() -> None:
+    one = CountedWorld()
+    one.put({1: 0, 2: 100}, {})
+    one.serve(2)
+    one.modes[2] = "execution"
+    one.wait(11.0)
+    (person,) = one.crowd(1)
+    assert person.status == 503
+    assert totals(one) == (1, 0, 1)
+
+
+def test_nothing_is_counted_twice_where_stable_has_no_room() -> None:
+    one = CountedWorld(queue_limit=4)
+    one.put({1: 0, 2: 100}, {})
+    one.serve(1, depth=1)
+    one.serve(2)
+    one.modes = {1: "silent", 2: "execution"}
+    one.person(version=1)
+    one.run(0.01)
+    for _ in range(4):
+        one.person(version=1)
+    people = [one.person() for _ in range(3)]
+    one.run(0.2)
+    assert [person.status for person in people] == [429] * 3
+    assert totals(one) == (3, 0, 3)
 
 
 def outcomes(rows: Sequence[tuple[int, str, int, int, str, bool]]) -> Counter[tuple[Any, ...]]:

@@ -276,7 +276,7 @@ def test_what_a_header_route_matches(route: HeaderRoute, yes: str, no: str) -> N
 
 @given(st.text(max_size=20), st.text(max_size=40), st.integers(0, 100), st.integers(0, 100))
 def test_a_client_of_the_canary_stays_one_while_its_weight_grows(endpoint: str, key: str, one: int, two: int) -> None:
-    user = user_of(endpoint, key)
+    user = user_of(endpoint, 7, key)
     assert 0 <= user < 1 << 64
     assert is_in(user, min(one, two)) <= is_in(user, max(one, two))
     assert not is_in(user, 0)
@@ -285,6 +285,12 @@ def test_a_client_of_the_canary_stays_one_while_its_weight_grows(endpoint: str, 
 
 @given(st.text(alphabet="abc", max_size=5), st.integers(1, 99))
 def test_the_canary_gets_its_share_of_clients(prefix: str, weight: int) -> None:
-    found = sum(is_in(user_of("digits", f"{prefix}{i}"), weight) for i in range(2000))
+    found = sum(is_in(user_of("digits", 7, f"{prefix}{i}"), weight) for i in range(2000))
     spread = 5 * (2000 * weight * (100 - weight)) ** 0.5 / 100
     assert abs(found - 20 * weight) <= spread + 1
+
+
+def test_the_next_canary_gets_other_clients() -> None:
+    first, second = ({i for i in range(1000) if is_in(user_of("digits", canary, str(i)), 10)} for canary in (7, 8))
+    assert 50 < len(first) < 150
+    assert len(first & second) < 30, "one in ten of them, as of all others"

@@ -123,6 +123,8 @@ class Users:
     are not multiplied, each is a test of its own with alpha / (k (k + 1)), k = 1, 2, ... (sums to alpha).
     A user's event may come long after its first request, so that the bound is no martingale: it is a Chernoff bound at a few looks,
     when the canary's users have doubled, with alpha / (j (j + 1)) for look j.
+    A client may choose its key, and so its side. Users whose every failed request stable has failed as well are therefore none of the
+    alarm's events, which makes it no less valid (fewer events of the canary are less evidence); the bound counts them.
     """
 
     def __init__(self, spec: MetricSpec, share: Share, event: str) -> None:
@@ -146,7 +148,8 @@ class Users:
         stage.n1, stage.n0 = stage.n1 + row.canary.users, stage.n0 + row.stable.users
         stage.x1, stage.x0 = stage.x1 + events[0], stage.x0 + events[1]
         if 0 < row.weight < 100:
-            stage.process.add_share(row.weight / 100, events[0], events[1])
+            own = float(row.canary.users_own) if self._event == "users_error" else events[0]
+            stage.process.add_share(row.weight / 100, own, events[1])
         if stage.n1 >= max(stage.next_look, self.share.min_samples) and stage.n0 > 0:
             self._looks += 1
             stage.look(self.share.bound + math.log(self._looks * (self._looks + 1)))

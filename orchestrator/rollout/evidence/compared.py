@@ -93,12 +93,20 @@ class Compared:
         self._failed = ""
         self._allowed = Allowed(margin, share.earlier)
 
-    def take(self, key: Key, canary: tuple[float, float], stable: tuple[float, float], *, synthetic: bool) -> None:
-        """Take requests and events of both sides."""
+    def take(
+        self,
+        key: Key,
+        canary: tuple[float, float],
+        stable: tuple[float, float],
+        *,
+        synthetic: bool,
+        shared: float = 0.0,
+    ) -> None:
+        """Take requests and events of both sides; `shared` of the canary's are stable's as well."""
         if synthetic:
             self.probes.add((50, key[1]), canary, stable, self._allowed)
         else:
-            self.routed.add(key, canary, stable, self._allowed)
+            self.routed.add(key, canary, stable, self._allowed, shared)
 
     def decide(self) -> None:
         """Look whether it has failed; that stays."""
@@ -184,7 +192,10 @@ class Compared:
             waiting = self.routed.open_canary
             more = f"; {waiting:.0f} of the canary wait for stable's beside them" if waiting else ""
             return f"{self.name}: nothing to compare yet{more}"
-        sides = f"{x1:.0f} of {n1:.0f} {self._what} ({percent(x1 / n1)}), stable {percent(x0 / n0 if n0 else 0.0)}"
+        both = f", {self.routed.shared:.0f} of them at stable as well" if self.routed.shared else ""
+        sides = (
+            f"{x1:.0f} of {n1:.0f} {self._what} ({percent(x1 / n1)}{both}), stable {percent(x0 / n0 if n0 else 0.0)}"
+        )
         late = "; stable had no requests beside them" if self.routed.alone_n1 else ""
         if state == "failed":
             return f"{self.name}: {sides}: worse than stable ({self._failed}){late}"
@@ -201,17 +212,31 @@ def percent(rate: float) -> str:
 
 
 class Events(Compared):
-    """Requests that ended in an event, of those that the router dealt out one by one."""
+    """Requests that ended in an event, of those that the router dealt out one by one.
 
-    def __init__(self, spec: MetricSpec, share: Share, event: Callable[[Counts], int], what: str) -> None:
+    Args:
+        event: Counts them.
+        shared: Counts those among the canary's that stable has answered no better.
+        what: Names them.
+    """
+
+    def __init__(
+        self,
+        spec: MetricSpec,
+        share: Share,
+        event: Callable[[Counts], int],
+        shared: Callable[[Counts], int],
+        what: str,
+    ) -> None:
         super().__init__(spec.name, spec, share, spec.limit, what)
-        self._event = event
+        self._event, self._shared = event, shared
 
     def add(self, row: Row) -> None:
         """Take a row; sticky requests are judged by user, those of header routes and of versions by nobody: they chose their side."""
         if isinstance(row, Delta) and row.traffic in ("weighted", "probe"):
             sides = [(float(side.requests), float(self._event(side))) for side in (row.canary, row.stable)]
-            self.take((row.weight, ""), sides[0], sides[1], synthetic=row.synthetic)
+            shared = float(self._shared(row.canary))
+            self.take((row.weight, ""), sides[0], sides[1], synthetic=row.synthetic, shared=shared)
             self.decide()
 
     def prime(self, row: Row) -> None:

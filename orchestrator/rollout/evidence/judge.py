@@ -21,6 +21,14 @@ def _errors(counts: Counts) -> int:
     return counts.errors
 
 
+def _shared(counts: Counts) -> int:
+    return counts.shared
+
+
+def _none(_: Counts) -> int:
+    return 0
+
+
 def _nonfinite(counts: Counts) -> int:
     return counts.nonfinite
 
@@ -29,10 +37,11 @@ def _saturated(counts: Counts) -> int:
     return counts.saturated
 
 
-_EVENTS: Final[Mapping[str, tuple[Callable[[Counts], int], str]]] = {
-    "error_rate": (_errors, "requests failed"),
-    "nonfinite": (_nonfinite, "answers with NaN or infinity"),
-    "saturated": (_saturated, "answers at the edge of the number format"),
+_Count = Callable[[Counts], int]
+_EVENTS: Final[Mapping[str, tuple[_Count, _Count, str]]] = {
+    "error_rate": (_errors, _shared, "requests failed"),
+    "nonfinite": (_nonfinite, _none, "answers with NaN or infinity"),
+    "saturated": (_saturated, _none, "answers at the edge of the number format"),
 }
 
 

@@ -43,11 +43,14 @@ class Counts:
     Attributes:
         requests: Answered, well or with a server's fault.
         errors: Server's faults.
+        shared: Of a canary's errors, those that stable, which was asked then, has failed as well. Rows of before this was counted
+            have none.
         nonfinite: Answers with a NaN or an infinity.
         saturated: Answers with a value at the edge of the device's number format.
         compute: Rows of a batch -> histogram of its device time; batches are counted, not requests.
         total: Histogram of the time from arrival to answer.
-        users: Distinct sticky keys; `users_error`, `users_nonfinite`: those that have met one at least once.
+        users: Distinct sticky keys; `users_error`, `users_nonfinite`, `users_shared`: those that have met one at least once;
+            `users_both`: those that have met a shared error, and one that was not.
     """
 
     requests: int = 0
@@ -59,6 +62,9 @@ class Counts:
     users: int = 0
     users_error: int = 0
     users_nonfinite: int = 0
+    shared: int = 0
+    users_shared: int = 0
+    users_both: int = 0
     compute: Mapping[str, Histogram] = field(default_factory=dict[str, Histogram])
     total: Histogram = field(default_factory=dict[str, int])
 
@@ -94,12 +100,19 @@ class Counts:
         return self if shrunk else found
 
     @property
+    def users_own(self) -> int:
+        """Users that have met an error that stable does not share; may exceed `users_error` of one row, whose users met it before."""
+        return self.users_error - self.users_shared + self.users_both
+
+    @property
     def empty(self) -> bool:
         """Whether nothing was counted."""
         return not self.to_json()
 
 
-_PLAIN: Final = ("nonfinite", "saturated", "fell_back", "refused", "users", "users_error", "users_nonfinite")
+_PLAIN: Final = (
+    "nonfinite", "saturated", "fell_back", "refused", "users", "users_error", "users_nonfinite", "shared", "users_shared", "users_both",
+)  # fmt: skip
 
 
 def _less(now: Histogram, before: Histogram) -> dict[str, int]:

@@ -40,14 +40,15 @@ class Stream:
     judgement says so: the alarm takes an upper bound of stable's earlier rate for the rate that is allowed.
 
     Attributes:
-        n1: Canary's requests in closed windows; x1: events among them.
+        n1: Canary's requests in closed windows; x1: events among them. The alarm leaves those out that stable shares, see `add`.
         control: Stable's events in the same windows, matched to n1.
         n0: Stable's requests in closed windows; x0: events.
         alone_n1: Canary's requests without a stable side; alone_x1: events among them.
+        shared: Of the canary's events that were compared, those that stable shares.
     """
 
     __slots__ = ("_bound", "_ceiling", "_earlier", "_open", "_process", "_scale", "alone_n1", "alone_x1", "control", "n0", "n1",
-                 "x0", "x1")  # fmt: skip
+                 "shared", "x0", "x1")  # fmt: skip
 
     def __init__(self) -> None:
         self._process = RoutedEvents()
@@ -56,9 +57,16 @@ class Stream:
         self._earlier = (0.0, 0.0)
         self._ceiling: float | None = None
         self._bound: tuple[float, float, float] | None = None
-        self.n1 = self.x1 = self.control = self.n0 = self.x0 = self.alone_n1 = self.alone_x1 = 0.0
+        self.n1 = self.x1 = self.control = self.n0 = self.x0 = self.alone_n1 = self.alone_x1 = self.shared = 0.0
 
-    def add(self, key: Key, canary: tuple[float, float], stable: tuple[float, float], allowed: Allowed) -> None:
+    def add(
+        self,
+        key: Key,
+        canary: tuple[float, float],
+        stable: tuple[float, float],
+        allowed: Allowed,
+        shared: float = 0.0,
+    ) -> None:
         """Take requests and events of both sides.
 
         Args:
@@ -66,12 +74,15 @@ class Stream:
             canary: Requests, events.
             stable: Requests, events.
             allowed: What the canary may do where stable has no requests.
+            shared: Of the canary's events, those of requests that stable has failed as well. The bound counts them; the alarm does
+                not: with fewer events of the canary each factor is smaller (theta is above 1 and a share is at most 1), so that
+                its chance of being false stays, whoever chose which requests fail.
         """
         n1, n0 = max(0.0, canary[0]), max(0.0, stable[0])
         x1, x0 = min(max(0.0, canary[1]), n1), min(max(0.0, stable[1]), n0)
         self._earlier = (self._earlier[0] + n0, self._earlier[1] + x0)
         if key[0] >= 100:
-            self._alone(n1, x1, allowed)
+            self._alone(n1, x1, shared, allowed)
             return
         if key[0] <= 0:
             return
@@ -79,26 +90,28 @@ class Stream:
         if window is None:
             if len(self._open) >= _MOST_WINDOWS:
                 del self._open[next(iter(self._open))]
-            window = self._open[key] = [0.0, 0.0, 0.0, 0.0]
-        for place, count in enumerate((n1, x1, n0, x0)):
+            window = self._open[key] = [0.0, 0.0, 0.0, 0.0, 0.0]
+        for place, count in enumerate((n1, x1, n0, x0, shared)):
             window[place] += count
         if window[0] > 0 and window[2] > 0 and window[0] + window[2] >= WINDOW:
             del self._open[key]
             self._close(*window)
 
-    def _close(self, n1: float, x1: float, n0: float, x0: float) -> None:
-        self._process.add(n1, x1, n0, x0)
+    def _close(self, n1: float, x1: float, n0: float, x0: float, shared: float) -> None:
+        self._process.add(n1, max(0.0, x1 - shared), n0, x0)
+        self.shared += shared
         self._scale = max(self._scale, n1 / n0)
         self.control += n1 * (x0 / n0)
         self.n1, self.x1, self.n0, self.x0 = self.n1 + n1, self.x1 + x1, self.n0 + n0, self.x0 + x0
 
-    def _alone(self, n1: float, x1: float, allowed: Allowed) -> None:
+    def _alone(self, n1: float, x1: float, shared: float, allowed: Allowed) -> None:
         if n1 <= 0:
             return
         if self._ceiling is None:
             n0, x0 = self._earlier
             self._ceiling = allowed.rate if n0 < WINDOW else upper_rate(x0, n0, allowed.log_inverse_alpha)
-        self._process.add_known(self._ceiling, n1, x1)
+        self._process.add_known(self._ceiling, n1, max(0.0, x1 - shared))
+        self.shared += shared
         self.alone_n1, self.alone_x1 = self.alone_n1 + n1, self.alone_x1 + x1
 
     @property

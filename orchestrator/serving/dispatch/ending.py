@@ -44,8 +44,8 @@ class Ending:
         self.witness: Witness | None = None
 
     def tell(self, request: Request, status: int, kind: str, total_s: float, outputs: Sequence[Tensor] | None) -> None:
-        """Tell the witness how a request ended, where it is one that is compared."""
-        if request.arm is not None and self.witness is not None:
+        """Tell the witness how a request ended, where it is one that is compared and nobody tells later."""
+        if request.arm is not None and not request.handed_on and self.witness is not None:
             self.witness.ended(request, status, kind, total_s, outputs)
 
     def _finish(

@@ -57,6 +57,8 @@ class Request:
         arm: What it is counted under; None where the endpoint has no split.
         user: Of the client that sent it, by the sticky header; see `orchestrator.serving.split.user_of`. -1 where nobody asked.
         fell_back: The canary has failed it: the stable generation answers in its place.
+        handed_on: Stable was asked in the canary's place: when that has ended, who asked counts how the canary's part ended.
+        shared: Counted with it: stable has not answered either, so that the request may be to blame.
         flags: What its outputs hold besides numbers, see `orchestrator.serving.link.wire.NONFINITE`.
         leave_at: Until when it waits in a queue of a lane whose requests another generation can answer.
         give_up_at: Until when it runs there.
@@ -76,6 +78,8 @@ class Request:
     arm: Arm | None = None
     user: int = -1
     fell_back: bool = False
+    handed_on: bool = False
+    shared: bool = False
     flags: int = 0
     leave_at: float = math.inf
     give_up_at: float = math.inf
@@ -233,6 +237,9 @@ class Replica:
         depth: Batches that its session takes at once.
         gears: Most rows of one batch by the shapes of the inputs without axis 0, where it was compiled for some shapes only.
         mean_us: Of the device time of its last batches.
+        took_us: The same by the rows of a batch.
+        since: When it began with the oldest of its batches, as far as the router can tell.
+        timed: A timer will look at it when it is nearly free.
         late: A batch of it has held its slot's turn for so long that it was given to others: it gets no more meanwhile.
         stuck: It has been silent about a batch for far longer than it ever took.
     """
@@ -255,6 +262,9 @@ class Replica:
     depth: int = UNLIMITED
     gears: Mapping[tuple[tuple[int, ...], ...], int] = field(default_factory=dict[tuple[tuple[int, ...], ...], int])
     mean_us: float = 0.0
+    took_us: dict[int, float] = field(default_factory=dict[int, float])
+    since: float = 0.0
+    timed: bool = False
     late: bool = False
     stuck: bool = False
 

@@ -15,7 +15,9 @@ Result = Literal["ok", "error", "refused", "rejected", "gone"]
 
 _ERROR: Final = 4
 _SEEN: Final = 8
-"""Beside NONFINITE, what has happened to a user: the server has failed a request."""
+_SHARED: Final = 16
+_OWN: Final = 32
+"""Beside NONFINITE, what has happened to a user: the server has failed a request, both generations have, one alone has."""
 
 
 def result_of(status: int, kind: str) -> Result:
@@ -44,25 +46,31 @@ class Users:
     Args:
         most: So many are told apart; then no new one is counted, and `capped` is set.
         room: Shared with others, likewise.
+
+    Attributes:
+        shared: Clients that have met a failure of both generations.
+        both: Of these, clients that have met one of this generation alone as well.
     """
 
-    __slots__ = ("_most", "_room", "_seen", "capped", "count", "error", "nonfinite", "requests")
+    __slots__ = ("_most", "_room", "_seen", "both", "capped", "count", "error", "nonfinite", "requests", "shared")
 
     def __init__(self, most: int, room: Room) -> None:
         self._most = most
         self._room = room
         self._seen: dict[int, int] = {}
-        self.count = self.error = self.nonfinite = self.requests = 0
+        self.count = self.error = self.shared = self.both = self.nonfinite = self.requests = 0
         self.capped = False
 
     def __len__(self) -> int:
         """Return how many are held in memory."""
         return len(self._seen)
 
-    def saw(self, user: int, *, error: bool, nonfinite: bool) -> None:
+    def saw(self, user: int, *, error: bool, nonfinite: bool, shared: bool = False) -> None:
         """Count a request of a client."""
         self.requests += 1
-        bits = _SEEN | _ERROR * error | NONFINITE * nonfinite
+        bits = _SEEN | NONFINITE * nonfinite
+        if error:
+            bits |= _ERROR | (_SHARED if shared else _OWN)
         old = self._seen.get(user)
         if old is None:
             if self.capped or len(self._seen) >= self._most or self._room.left <= 0:
@@ -71,10 +79,12 @@ class Users:
             self._room.left -= 1
             self.count += 1
             old = 0
-        if bits & ~old:
-            self._seen[user] = old | bits
-            self.error += error and not old & _ERROR
-            self.nonfinite += nonfinite and not old & NONFINITE
+        if fresh := bits & ~old:
+            self._seen[user] = now = old | bits
+            self.error += bool(fresh & _ERROR)
+            self.nonfinite += bool(fresh & NONFINITE)
+            self.shared += bool(fresh & _SHARED)
+            self.both += bool(fresh & (_SHARED | _OWN)) and now & (_SHARED | _OWN) == _SHARED | _OWN
 
     def let_go(self) -> None:
         """Forget who they were, for their memory; the counts stay, and end."""
@@ -89,7 +99,8 @@ class GenerationCounts:
     Attributes:
         failed_in_row: Server's faults since the last good answer: of users' requests, and of those that we make ourselves. Good
             answers to golden samples must not hide that users get none. Requests that name their version count in neither: no
-            other generation answers them as well, so that one client could end every rollout, or hide that a canary is bad.
+            other generation answers them as well, so that one client could end every rollout, or hide that a canary is bad. Nor do
+            those that stable has failed as well.
         classes: Of sampled answers, by the class with the highest score.
         samples_left: Answers that may be sampled until the next tick.
     """
@@ -113,13 +124,14 @@ class ArmCounts:
     Attributes:
         results: Requests by how they have ended.
         errors: Those that the server has failed, by kind.
+        shared: Of a canary's errors, those that stable has failed as well.
         compute: Rows of a batch -> bucket of its device time -> batches.
         total: Bucket of the time from arrival to answer -> good answers.
         seen: Requests of users at the last look of who keeps the memory small.
     """
 
     __slots__ = (
-        "_asked_for", "_last", "_ours", "arm", "compute", "errors", "fell_back", "nonfinite", "own", "results", "saturated", "seen", "total", "users",
+        "_asked_for", "_last", "_ours", "arm", "compute", "errors", "fell_back", "nonfinite", "own", "results", "saturated", "seen", "shared", "total", "users",
     )  # fmt: skip
 
     def __init__(self, arm: Arm, own: GenerationCounts, users: Users) -> None:
@@ -129,7 +141,7 @@ class ArmCounts:
         self.own = own
         self.results: dict[Result, int] = dict.fromkeys(("ok", "error", "refused", "rejected", "gone"), 0)
         self.errors: dict[str, int] = {}
-        self.fell_back = self.nonfinite = self.saturated = self.seen = 0
+        self.fell_back = self.shared = self.nonfinite = self.saturated = self.seen = 0
         self.compute: dict[int, dict[int, int]] = {}
         self.total: dict[int, int] = {}
         self.users = users
@@ -151,13 +163,14 @@ class ArmCounts:
                 times = self.compute[rows] = {}
             times[bucket] = times.get(bucket, 0) + 1
 
-    def failed(self, status: int, kind: str) -> Result:
-        """Count a request that has no good answer."""
+    def failed(self, status: int, kind: str, *, shared: bool = False) -> Result:
+        """Count a request that has no good answer; of stable neither, where that is `shared`."""
         result = result_of(status, kind)
         self.results[result] += 1
         if result == "error":
             self.errors[kind] = self.errors.get(kind, 0) + 1
-            self.own.failed_in_row[self._ours] += not self._asked_for
+            self.shared += shared
+            self.own.failed_in_row[self._ours] += not (self._asked_for or shared)
         return result
 
     def flagged(self, flags: int) -> None:
@@ -175,6 +188,7 @@ class ArmCounts:
         found |= {
             "requests": results["ok"] + results["error"],
             "errors": dict(self.errors),
+            "shared": self.shared,
             "fell_back": self.fell_back,
         }
         found |= {"refused": results["refused"], "rejected": results["rejected"], "gone": results["gone"]}
@@ -183,7 +197,7 @@ class ArmCounts:
         found["total"] = _texts(self.total)
         users = self.users
         found |= {"users": users.count, "users_error": users.error, "users_nonfinite": users.nonfinite}
-        return found | {"capped": users.capped}
+        return found | {"users_shared": users.shared, "users_both": users.both, "capped": users.capped}
 
 
 def _texts(counts: dict[int, int]) -> dict[str, int]:

@@ -64,16 +64,15 @@ class Evidence:
                 for place in top_classes(outputs):
                     own.classes[place] = own.classes.get(place, 0) + 1
         else:
-            error = counts.failed(status, kind) == "error"
+            error = counts.failed(status, kind, shared=request.shared) == "error"
             counts.fell_back += request.fell_back
-            if error and arm.traffic == "fallback":
-                self._both_failed(arm.endpoint)
         if ok or error:
             flags = request.flags
             if flags:
                 counts.flagged(flags)
             if arm.traffic == "sticky" and request.user >= 0:
-                counts.users.saw(request.user, error=error, nonfinite=bool(flags & NONFINITE))
+                nonfinite = bool(flags & NONFINITE)
+                counts.users.saw(request.user, error=error, nonfinite=nonfinite, shared=request.shared)
 
     def paired(
         self, stable: Request, stable_outputs: Sequence[Tensor], canary: Request, canary_outputs: Sequence[Tensor]
@@ -94,13 +93,6 @@ class Evidence:
             counts.dropped += 1
         else:
             counts.failed += 1
-
-    def _both_failed(self, endpoint: str) -> None:
-        """Stable has failed what the canary failed before: the request is to blame, it must not end a rollout."""
-        split = self._splits.get(endpoint)
-        own = self._generations.get((endpoint, split.canary)) if split is not None else None
-        if own is not None:
-            own.failed_in_row[0] = max(0, own.failed_in_row[0] - 1)
 
     def _begin(self, arm: Arm) -> ArmCounts:
         own = self._generations.setdefault((arm.endpoint, arm.generation), GenerationCounts())

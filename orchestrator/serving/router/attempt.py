@@ -7,7 +7,6 @@ from typing import Final
 
 from orchestrator.serving.dispatch.lanes import Caller, Lane, Request
 from orchestrator.serving.errors import RequestError
-from orchestrator.serving.observe.arms import Arm
 from orchestrator.serving.protocol.tensors import Tensor
 from orchestrator.serving.router.between import Between
 
@@ -18,6 +17,8 @@ Judge = Callable[[Request, int, str], None]
 
 REJECTED: Final = "rejected"
 """Kind of the error with which a model, not its signature, refuses an input: the client's mistake, if stable finds so too."""
+_ABSENT: Final = frozenset({"no_replica", "loading", "overload", "timeout"})
+"""Kinds of errors of stable that say nothing of the request: it was not computed, or the canary has used up its time."""
 
 
 class Attempt(Between):
@@ -25,7 +26,7 @@ class Attempt(Between):
 
     Args:
         fall_back: Called once at most, while the client still waits.
-        judge: Called where it is stable's answer that tells whose mistake it was.
+        judge: Called when stable, which was asked, has ended as well.
     """
 
     __slots__ = ("_ended", "_fall_back", "_judge", "request")
@@ -57,34 +58,28 @@ class Attempt(Between):
             return
         self._ended = True
         request = self.request
-        if request is not None and not self.outer.gone:
-            if error.kind == REJECTED:
-                if self._ask_stable(request):
-                    return
-            elif is_fault(error):
-                request.fell_back = True
-                if self._fall_back(self.outer):
-                    return
-                request.fell_back = False
+        if request is not None and not self.outer.gone and (error.kind == REJECTED or is_fault(error)):
+            request.handed_on = True
+            if self._fall_back(FailOver(self.outer, request, error, self._judge)):
+                return
+            request.handed_on = False
         self.outer.refuse(error, lane)
 
-    def _ask_stable(self, request: Request) -> bool:
-        """Let stable judge; until then the request is counted nowhere."""
-        arm, request.arm = request.arm, None
-        if arm is not None and self._fall_back(SecondOpinion(self.outer, request, arm, self._judge)):
-            return True
-        request.arm = arm
-        return False
 
+class FailOver(Between):
+    """The caller, at stable, of a request that the canary has not answered. How stable ends tells whose fault it was; only then is
+    the canary's part counted, so that nobody sees its error without knowing whether stable shares it.
 
-class SecondOpinion(Between):
-    """The caller of a request that the canary's model has rejected, at stable: it is the client's mistake where both agree."""
+    Args:
+        request: The canary's.
+        error: How it ended there.
+    """
 
-    __slots__ = ("_arm", "_judge", "_request")
+    __slots__ = ("_error", "_judge", "_request")
 
-    def __init__(self, outer: Caller, request: Request, arm: Arm, judge: Judge) -> None:
+    def __init__(self, outer: Caller, request: Request, error: RequestError, judge: Judge) -> None:
         super().__init__(outer)
-        self._request, self._arm, self._judge = request, arm, judge
+        self._request, self._error, self._judge = request, error, judge
 
     def answer(self, request: Request, outputs: Sequence[Tensor]) -> None:
         """Answer the client: the canary was wrong.
@@ -94,19 +89,31 @@ class SecondOpinion(Between):
         """
         self.outer.answer(request, outputs)
         self._request.fell_back = True
-        self._settle(500, "wrongly_rejected")
+        if self._error.kind == REJECTED:
+            self._judge(self._request, 500, "wrongly_rejected")
+        else:
+            self._judge(self._request, self._error.status, self._error.kind)
 
     def refuse(self, error: RequestError, lane: Lane | None) -> None:
-        """Answer the client with stable's error."""
+        """Answer the client with stable's error. What both reject is the client's mistake; what both fail is shared."""
         self.outer.refuse(error, lane)
-        self._settle(400, REJECTED)
-
-    def _settle(self, status: int, kind: str) -> None:
-        if self._request.arm is None:
-            self._request.arm = self._arm
-            self._judge(self._request, status, kind)
+        if self._error.kind == REJECTED:
+            self._judge(self._request, 400, REJECTED)
+            return
+        self._request.fell_back = True
+        self._request.shared = is_shared(error)
+        self._judge(self._request, self._error.status, self._error.kind)
 
 
 def is_fault(error: RequestError) -> bool:
     """Tell whether another generation may do better: everything but what the client did wrong."""
     return error.status >= 500 or error.status == 429
+
+
+def is_shared(stable: RequestError) -> bool:
+    """Tell whether stable's error leaves open that the request is to blame for the canary's: it failed as well, or nobody knows, as
+    the client did not wait for it. A client that wants to harm a canary can do both.
+    """
+    if stable.kind in (REJECTED, "client_gone"):
+        return True
+    return stable.status >= 500 and stable.kind not in _ABSENT

@@ -70,7 +70,7 @@ class Trial:
         elif self._is_routed(client):
             generation, traffic = split.canary, "header"
         elif split.sticky and self._splitter.weights and (key := client.header(split.sticky)):
-            user, traffic = user_of(self._endpoint, key), "sticky"
+            user, traffic = user_of(self._endpoint, split.canary, key), "sticky"
             generation = split.canary if is_in(user, self.weight) else split.stable
         elif synthetic:  # it must take no user's place in a block
             generation, traffic = split.canary if self.weight * 2 > BLOCK else split.stable, "weighted"

@@ -93,7 +93,7 @@ class Trying:
 
     def _attempt(self, client: Client, route: EndpointRoute, trial: Trial, dealt: Dealt, asked: Asked) -> None:
         lane = trial.canary
-        attempt = Attempt(client, lambda caller: self._fall_back(caller, route, trial, asked), self._judge)
+        attempt = Attempt(client, lambda caller: self._fall_back(caller, route, trial, asked), self._settle)
         request = attempt.request = _request(attempt, lane, dealt.arm, dealt.user, asked)
         patience_s = asked.deadline - asked.arrived
         request.leave_at = asked.arrived + patience_s * _QUEUE_SHARE
@@ -110,6 +110,11 @@ class Trying:
 
     def _judge(self, request: Request, status: int, kind: str) -> None:
         self._dispatcher.tell(request, status, kind, self._dispatcher.clock() - request.arrived, None)
+
+    def _settle(self, request: Request, status: int, kind: str) -> None:
+        request.handed_on = False
+        self._judge(request, status, kind)
+        request.handed_on = True  # whoever is still busy with its end tells nobody
 
     def _fall_back(self, caller: Caller, route: EndpointRoute, trial: Trial, asked: Asked) -> bool:
         """Hand a request that the canary has failed to stable; false where it is too late, or stable is gone."""
