@@ -16,14 +16,15 @@ from orchestrator.app.tokens import open_identities
 from orchestrator.app.wiring import Workplace
 from orchestrator.console.actions import Actions
 from orchestrator.console.gather import Gather
+from orchestrator.console.patience import MOST_CONNECTIONS, PatientProtocol
 from orchestrator.console.server import Console, Door
 from orchestrator.console.sessions import Sessions
 from orchestrator.console.traffic import Sites
 from orchestrator.core.errors import InfraError, UsageError
 from orchestrator.rollout.identity import Identities
 
-_MOST_CONNECTIONS: Final = 64
 _GRACE_S: Final = 2
+_ANY: Final = ("0.0.0.0", "::")  # noqa: S104 (compared with, not bound)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +88,8 @@ def open_console(
             proxy_headers=False,
             lifespan="off",
             ws="none",
-            limit_concurrency=_MOST_CONNECTIONS,
+            http=PatientProtocol,
+            limit_concurrency=MOST_CONNECTIONS + 1,  # who is one too many is not let in at all
             timeout_graceful_shutdown=_GRACE_S,
             ssl_certfile=None if cert is None else str(cert),
             ssl_keyfile=None if key is None else str(key),
@@ -136,6 +138,7 @@ def _listen(settings: ConsoleSettings) -> Generator[socket.socket]:
 
 
 def _url(host: str, door: Door) -> str:
+    host = socket.gethostname() if host in _ANY else host  # an address that a browser can open
     shown = f"[{host}]" if ":" in host else host
     return f"{'https' if door.secure else 'http'}://{shown}:{door.port}/"
 

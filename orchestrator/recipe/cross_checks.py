@@ -146,8 +146,20 @@ def _serve(recipe: Recipe) -> Iterator[Finding]:
             ("serve", "preprocess"),
             "needs `samples` beside it: what clients send, to prove the stage before it serves",
         )
+    yield from _max_batch(recipe, serve.max_batch)
     if serve.files and serve.preprocess is None and serve.postprocess is None:
         yield ("serve", "files"), "needs a stage that reads them: `preprocess` or `postprocess`"
+
+
+def _max_batch(recipe: Recipe, wanted: int | None) -> Iterator[Finding]:
+    """Yield where a batch is asked for that no target is compiled for: it would never be filled."""
+    rows = {tensor.shape[0] for tensor in (recipe.model.inputs.values() if recipe.model else ()) if tensor.shape}
+    for target in recipe.targets if wanted is not None else ():
+        sizes = [size for dim in rows for size in (target.shapes.get(dim, ()) if isinstance(dim, str) else (dim,))]
+        if wanted and sizes and wanted > max(sizes):
+            text = f"target `{target.name}` takes at most {max(sizes)} rows, {wanted} are never sent; add that size to its `shapes`"
+            yield ("serve", "max_batch"), text
+            return
 
 
 def _named_dims(recipe: Recipe) -> set[str] | None:
