@@ -54,6 +54,11 @@ class Chip:
     hbm_mb: tuple[int, int] | None
 
     @property
+    def models_mb(self) -> tuple[int, int] | None:
+        """Memory used and there where models lie: HBM where the card has it."""
+        return self.hbm_mb if self.hbm_mb is not None and self.hbm_mb[1] else self.memory_mb
+
+    @property
     def soc_name(self) -> str:
         """Name as ATC takes it, where the table gives more than a family's."""
         return self.name if self.name.startswith("Ascend") else f"Ascend{self.name}"
@@ -61,11 +66,12 @@ class Chip:
 
 @dataclass(frozen=True, slots=True)
 class NpuSmi:
-    """The whole table: versions of the tool and of the driver, and the chips in its order."""
+    """The whole table: versions of the tool and of the driver, the chips in its order, and (pid, memory in MB) of each process."""
 
     tool: str
     driver: str
     chips: tuple[Chip, ...]
+    processes: tuple[tuple[int, int], ...] = ()
 
 
 def parse_table(text: str) -> NpuSmi:
@@ -76,6 +82,7 @@ def parse_table(text: str) -> NpuSmi:
     """
     version = _VERSION.search(text)
     chips: list[Chip] = []
+    processes: list[tuple[int, int]] = []
     titles: list[list[list[str]]] = []
     rows: list[list[str]] = []
     for line in (line.strip() for line in text.splitlines()):
@@ -90,9 +97,14 @@ def parse_table(text: str) -> NpuSmi:
             if len(rows) == 2:
                 chips.append(_chip(_fields(titles, rows), len(chips)))
                 rows = []
+        elif len(titles) == 1 and len(cells) == len(titles[0]):
+            row = dict(_named(titles[0], cells))
+            pid, memory = _integer(row.get("Process id")), _integer(row.get("Process memory(MB)"))
+            if pid is not None and memory is not None:
+                processes.append((pid, memory))
     if not chips:
         raise DeviceError("npu-smi printed no table of chips", hint="run `npu-smi info` and look at what it says")
-    return NpuSmi(version[1] if version else "", version[2] if version else "", tuple(chips))
+    return NpuSmi(version[1] if version else "", version[2] if version else "", tuple(chips), tuple(processes))
 
 
 def parse_pairs(text: str) -> list[dict[str, str]]:

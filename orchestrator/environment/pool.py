@@ -60,7 +60,9 @@ class Pool(Model):
         description="always: every slot holds its models; lazy: a model is loaded by its first request and may make room.",
     )
     memory: ByteSize | None = Field(
-        None, description="Memory for models in each slot, e.g. 8GiB; what the device has free when absent."
+        None,
+        description="Memory for models in each slot, e.g. 8GiB: the device's where npu-smi shows it, else the host's; "
+        "what is free when absent.",
     )
     autoscale: Autoscale | None = Field(
         None, description="Hold more slots when requests wait, fewer when none do; always `slots` when absent."

@@ -52,8 +52,8 @@ class DeviceFigures:
 
 
 def figures_of(chip: Chip) -> DeviceFigures:
-    """Return what one row of npu-smi's table says; cards with HBM have their models there."""
-    memory = chip.hbm_mb if chip.hbm_mb is not None and chip.hbm_mb[1] else chip.memory_mb
+    """Return what one row of npu-smi's table says."""
+    memory = chip.models_mb
     return DeviceFigures(
         npu=chip.npu,
         used_ratio=None if chip.used_percent is None else chip.used_percent / 100,

@@ -18,6 +18,7 @@ from typing import Final, TextIO
 
 from orchestrator.core.files import private_folder
 from orchestrator.serving.agent.device_figures import DevicePoll
+from orchestrator.serving.agent.device_memory import DeviceMemory
 from orchestrator.serving.agent.residents import Residents
 from orchestrator.serving.config import AgentSettings
 from orchestrator.serving.link.frames import FrameReader, Kind, LinkError, encode
@@ -52,7 +53,8 @@ class AgentCore:
         if lock is None:
             return
         with lock:
-            self._residents = Residents(self._settings, f"{self._settings.pool}-{self.slot}", self._ring)
+            memory = DeviceMemory() if self._settings.device != REHEARSAL else None
+            self._residents = Residents(self._settings, f"{self._settings.pool}-{self.slot}", self._ring, memory)
             loading = asyncio.create_task(self._residents.run())
             dialing = asyncio.create_task(self._dial_all())
             waiting = asyncio.create_task(stop.wait())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from orchestrator.serving.agent.device_memory import DeviceMemory
 from orchestrator.serving.agent.room import resident_bytes
 from orchestrator.serving.agent.supervise import Supervised
 from orchestrator.serving.link.reports import ReplicaReport
@@ -36,9 +37,17 @@ class Model:
         """When it computed last, or was loaded; monotonic seconds."""
         return max([self.ready_at, *(part.used_at for part in self.running.values())])
 
-    def measure(self) -> None:
-        """Take in what its processes hold."""
-        found = sum(resident_bytes(part.report().pid) for part in self.running.values())
+    @property
+    def pids(self) -> list[int]:
+        """Its processes."""
+        return [pid for part in self.running.values() if (pid := part.report().pid)]
+
+    def measure(self, device: DeviceMemory | None = None) -> None:
+        """Take in what its processes hold: on the device where npu-smi tells, else on the host."""
+        if device is not None and device.tells:
+            found = device.held(self.pids)
+        else:
+            found = sum(resident_bytes(pid) for pid in self.pids)
         self.memory_bytes = found or self.memory_bytes
 
     def reports(self, now: float) -> list[ReplicaReport]:
@@ -62,4 +71,4 @@ class Model:
         row = ReplicaReport(
             one.endpoint, one.bundle, state, self.failures, pid, self.error[:500], self.tail, one.variant
         )
-        return [replace(row, **facts)]
+        return [replace(row, failures=self.failures, **facts)]

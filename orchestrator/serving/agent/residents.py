@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from orchestrator.core.errors import IntegrityError
+from orchestrator.serving.agent.device_memory import DeviceMemory
 from orchestrator.serving.agent.resident import Key, Model
 from orchestrator.serving.agent.room import Proofs, folder_bytes, no_room, room
 from orchestrator.serving.agent.supervise import Supervised
@@ -40,9 +41,14 @@ class Residents:
         settings: The agent's.
         slot: The slot's name.
         changed: Called when the reports change.
+        device: What npu-smi says of the slot's device; None where there is none.
     """
 
-    def __init__(self, settings: AgentSettings, slot: str, changed: Callable[[], None]) -> None:
+    def __init__(
+        self, settings: AgentSettings, slot: str, changed: Callable[[], None], device: DeviceMemory | None = None
+    ) -> None:
+        self._device = device
+        self._weighing: asyncio.Task[None] | None = None
         self._settings = settings
         self._slot = slot
         self._tell = changed
@@ -153,13 +159,17 @@ class Residents:
                 await self._load(await self._next())
         finally:
             sampling.cancel()
+            if self._weighing is not None:
+                self._weighing.cancel()
 
     async def _sample(self) -> None:
         while True:
             await asyncio.sleep(_SAMPLE_S)
+            if self._device is not None:
+                await self._device.refresh(self._ready_pids(), fresh=False)
             before = [model.memory_bytes for model in self.models.values()]
             for model in self.models.values():
-                model.measure()
+                model.measure(self._device)
             now = [model.memory_bytes for model in self.models.values()]
             if any(abs(new - old) > old / 10 for old, new in zip(before, now, strict=True)):
                 self._tell()
@@ -214,9 +224,21 @@ class Residents:
         model.ready_at, model.load_s, model.retry_at = now, now - begun, 0.0
         model.loads += 1
         model.proven = True
-        model.measure()
+        model.measure(self._device)
         self._proofs.write(model.parts[0], model.memory_bytes)
         self._tell()
+        if self._device is not None:
+            self._weighing = asyncio.create_task(self._weigh(model, self._device))  # it takes seconds; the model serves
+
+    async def _weigh(self, model: Model, device: DeviceMemory) -> None:
+        await device.refresh(self._ready_pids(), fresh=True)
+        if model.state == "ready":
+            model.measure(device)
+            self._proofs.write(model.parts[0], model.memory_bytes)
+            self._tell()
+
+    def _ready_pids(self) -> list[int]:
+        return [pid for model in self.models.values() if model.state == "ready" for pid in model.pids]
 
     async def _drop(self, model: Model, error: str, *, at_once: bool = False) -> None:
         """The model cannot run: end what there is of it, and try again after a pause that grows."""
@@ -237,14 +259,19 @@ class Residents:
     async def _make_room(self, model: Model) -> str:
         """Unload what was used longest ago until the model fits; returns why it never will."""
         need = model.memory_bytes or folder_bytes([part.variant_path or part.path for part in model.parts])
-        while need > room(self._settings.memory_bytes, self._held()):
+        if self._weighing is not None:
+            await self._weighing  # what was loaded before is known first
+        if self._device is not None and self._device.tells:
+            model.memory_bytes = need  # until npu-smi has seen it: another load may come first
+        limit = self._settings.memory_bytes
+        while need > room(limit, self._held(), free := await self._free()):
             await asyncio.sleep(_SETTLE_S)
             residents = [m for m in self.models.values() if m.lazy and m.state == "ready"]
             if not residents:
                 if any(m.state == "stopping" for m in self.models.values()):
                     await asyncio.sleep(_POLL_S)
                     continue
-                return no_room(need, self._settings.memory_bytes, self._held())
+                return no_room(need, limit, self._held(), free)
             oldest = min(residents, key=lambda m: m.used_at)
             stay_s = min(_MOST_STAY_S, max(_LEAST_STAY_S, oldest.load_s))
             if time.monotonic() - oldest.ready_at >= stay_s:
@@ -253,9 +280,16 @@ class Residents:
                 await asyncio.sleep(_POLL_S)
         return ""
 
+    async def _free(self) -> int | None:
+        """Return what the slot's device has free, where that decides and npu-smi tells."""
+        if self._device is None or self._settings.memory_bytes or not self._device.tells:
+            return None
+        await self._device.refresh((), fresh=True)
+        return self._device.free
+
     def _held(self) -> int:
         for model in self.models.values():
-            model.measure()
+            model.measure(self._device)
         return sum(model.memory_bytes for model in self.models.values() if model.running)
 
     async def _unload(self, model: Model) -> None:

@@ -19,7 +19,7 @@ _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _BASE_BYTES: Final = 64 << 20
 """Of a process that has not been measured yet, besides the model's files."""
 _MARGIN_BYTES: Final = 256 << 20
-"""What a slot without a limit leaves free on its host."""
+"""What a slot without a limit leaves free on its device, or its host."""
 
 
 class Proofs:
@@ -66,15 +66,19 @@ def folder_bytes(folders: Iterable[str]) -> int:
     return found
 
 
-def room(limit_bytes: int, held_bytes: int) -> float:
-    """Return how many bytes a model may still take: within the slot's limit, else of what the host has free."""
-    return limit_bytes - held_bytes if limit_bytes else free_bytes() - _MARGIN_BYTES
+def room(limit_bytes: int, held_bytes: int, free: int | None = None) -> float:
+    """Return how many bytes a model may still take: within the slot's limit, else of what its device, or its host, has free."""
+    if limit_bytes:
+        return limit_bytes - held_bytes
+    return (free_bytes() if free is None else free) - _MARGIN_BYTES
 
 
-def no_room(need_bytes: int, limit_bytes: int, held_bytes: int) -> str:
+def no_room(need_bytes: int, limit_bytes: int, held_bytes: int, free: int | None = None) -> str:
     """Return why a model can never be loaded."""
     if limit_bytes:
         rest = f"the slot's models may take {limit_bytes >> 20} MiB, {held_bytes >> 20} MiB of it are pinned"
+    elif free is not None:
+        rest = f"the device has {free >> 20} MiB free, and no model can be unloaded"
     else:
         rest = f"the host has {int(free_bytes()) >> 20} MiB free, and no model can be unloaded"
     return f"the model needs {need_bytes >> 20} MiB of memory; {rest}"
