@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 import time
@@ -92,8 +93,8 @@ def measure(project: Project) -> Row:
     live = listed["endpoints"][0]["bundle"] == found["b"]
     ended = "live" if live else str(done)
     faults = [
-        {"fault": name, "fired": killed, "healed_s": healed, **_seen(answers, began)}
-        for name, began, killed, healed in times
+        {"fault": name, "fired": killed, "healed_s": healed, **_seen(answers, began, until)}
+        for (name, began, killed, healed), until in zip(times, [*(row[1] for row in times[1:]), math.inf], strict=True)
     ]
     return {**judge(answers, [], project.audit(), {}), "faults": faults, "ended": ended}
 

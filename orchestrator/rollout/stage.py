@@ -10,7 +10,7 @@ from typing import Any, Final
 from orchestrator.core.errors import OrchestratorError, ServingError, Unreachable
 from orchestrator.core.faults import point
 from orchestrator.ledger import Generation, GenerationState, Lease, Ledger
-from orchestrator.rollout.readiness import busy, readiness
+from orchestrator.rollout.readiness import busy, counters, readiness
 from orchestrator.rollout.reconcile import publish
 from orchestrator.rollout.site import Site
 
@@ -79,8 +79,14 @@ class Stage:
             generation.endpoint, generation.number, state, self._lease, actor=self._actor, error=error, former=former
         )
 
-    def wait_ready(self, generation: Generation, version: int, timeout_s: float) -> None:
+    def wait_ready(self, generation: Generation, version: int, timeout_s: float, *, proven: bool = False) -> None:
         """Return when its replicas are ready.
+
+        Args:
+            generation: Which.
+            version: The table that placed it.
+            timeout_s: How long they may take.
+            proven: All were ready once: where one has failed since, its device is to blame, and it is enough that others serve.
 
         Raises:
             ServingError: A replica failed, or time is up.
@@ -89,10 +95,14 @@ class Stage:
         slots = self._ledger.generations.slots(generation.endpoint)
         said = ""
         while True:
-            found = readiness(self._site.status(), generation, version, slots)
+            status = self._site.status()
+            found = readiness(status, generation, version, slots)
             if found.ready:
                 return
             what = f"generation {generation.number} of {generation.endpoint!r}"
+            if found.failure and proven and counters(status, generation).get("ready", 0):
+                self._tell(f"generation {generation.number}: {found.failure.splitlines()[0]}; its other replicas serve")
+                return
             if found.failure:
                 raise ServingError(
                     f"{what} cannot be served: {found.failure}",
@@ -113,7 +123,7 @@ class Stage:
         """Show that a generation is live, and let the former ones end."""
         version = self.publish()
         point("deploy.switched")
-        self.wait_ready(live, version, ready_timeout_s)
+        self.wait_ready(live, version, ready_timeout_s, proven=True)
         self.end_former(live.endpoint, drain_timeout_s)
 
     def end_former(self, endpoint: str, drain_timeout_s: float) -> None:

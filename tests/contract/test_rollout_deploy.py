@@ -313,3 +313,27 @@ def test_endpoints_show_what_should_be_and_what_is(ledger: Ledger, site: FakeSit
         run("1", endpoint="fresh")
     fresh = next(row for row in list_endpoints(ledger, {}) if row.endpoint == "fresh")
     assert (fresh.state, fresh.generation, fresh.bundle) == ("none", 0, "")
+
+
+class _OneDeviceBreaks(FakeSite):
+    """Two slots; once a generation is live, its replica on the second fails."""
+
+    def status(self) -> dict[str, Any]:
+        found = super().status()
+        if any(g.state == "live" for e in self.table().endpoints.values() for g in e.generations):
+            agent = found["agents"][1]
+            rows = [
+                row | {"state": "failed", "failures": 3, "error": "the device is lost"} for row in agent["replicas"]
+            ]
+            found["agents"] = [found["agents"][0], agent | {"replicas": rows}]
+        return found
+
+
+def test_a_device_that_breaks_after_the_switch_fails_no_rollout_while_others_serve(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    make_bundle(tmp_path, "1")
+    site, said = _OneDeviceBreaks(tmp_path, agents=2), list[str]()
+    deploy(ledger, site, wanted(site, "1"), Owner.here("test"), tell=said.append)
+    assert states(ledger) == {1: "live"}
+    assert "generation 1: the device is lost; its other replicas serve" in said

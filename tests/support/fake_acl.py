@@ -4,7 +4,8 @@
 allocation is counted. What the documentation forbids raises `Violation` and is written to the log: a use after free, memory
 of another size, a call in another context or from another thread than the one that loaded, a leak at `finalize`. Waiting
 calls hold the GIL, as those of pyACL do. `fail` maps a call to [code, after how many good ones]; `wedge` is `event` (the
-device never finishes) or `gil` (the call never comes back, with the GIL).
+device never finishes) or `gil` (the call never comes back, with the GIL). While the file `broken` exists every execution
+fails, and adds a line to it.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+LOST = 507015
+"""An exception of the AI core."""
 _libc = ctypes.PyDLL(None)  # unlike CDLL, it keeps the GIL
 
 
@@ -25,7 +28,7 @@ class FakeDevice:
 
     def __init__(self, *, soc: str = "Ascend310P3", free_bytes: int = 8 << 30, total_bytes: int = 16 << 30, device_s: float = 0.0,
                  hold_s: float = 0.0, fail: Mapping[str, Sequence[int]] | None = None, wedge: str = "", hbm: bool = False,
-                 log: str = "", wedge_after: int = 0) -> None:  # fmt: skip
+                 log: str = "", wedge_after: int = 0, broken: str = "") -> None:  # fmt: skip
         self._soc, self._free, self._total, self._hbm = soc, free_bytes, total_bytes, hbm
         self.device_s, self.hold_s, self.wedge, self.wedge_after = device_s, hold_s, wedge, wedge_after
         self.fail = {name: list(rule) for name, rule in (fail or {}).items()}
@@ -33,7 +36,7 @@ class FakeDevice:
         self.violations: list[str] = []
         self.copies: list[tuple[float, int]] = []
         self.gears: list[Any] = []
-        self._log = log
+        self._log, self._broken = log, broken
         self._next = 0x1000
         self._things: dict[int, tuple[str, Any]] = {}
         self._memory: dict[int, np.ndarray[Any, Any]] = {}
@@ -83,6 +86,11 @@ class FakeDevice:
     def code(self, name: str) -> int:
         """Count a call and return the code that was ordered for it."""
         self.calls[name] = self.calls.get(name, 0) + 1
+        if name == "mdl.execute_async" and self._broken and Path(self._broken).exists():
+            with Path(self._broken).open("a") as file:
+                file.write(f"{os.getpid()}\n")
+            self._message = "EZ9999: Inner Error, the device is broken"
+            return LOST
         rule = self.fail.get(name)
         if rule and self.calls[name] > rule[1]:
             self._message = f"EZ9999: Inner Error, ordered for {name}"

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from orchestrator.core import faults
+from orchestrator.core.digests import Digest
 from orchestrator.core.errors import OrchestratorError
 from orchestrator.ledger import Generation, GenerationState, Ledger, Owner
 from orchestrator.rollout.deploy import deploy
@@ -115,23 +116,30 @@ class RolloutSite:
         try:
             self.serving.start_router()
             self.serving.settings["port"] = int(self.serving.url.rpartition(":")[2])
-            self.serving.start_agent(slots=slots)
+            self.start_agents()
             self.deploy(2.0)
         except BaseException:
             self.serving.stop()
             raise
 
+    def start_agents(self) -> None:
+        self.serving.start_agent(slots=self.slots)
+
+    def request(self, digest: Digest, path: Path, how: dict[str, Any]) -> DeployRequest:
+        """Return what a deploy of a bundle asks for."""
+        return DeployRequest(
+            endpoint=ENDPOINT, pool="edge", bundle=digest, path=path, runtime="onnx-cpu", device=DEVICE, actor="ada",
+            ready_timeout_s=60, strategy=Strategy.from_json(how),
+        )  # fmt: skip
+
     def connect(self) -> RouterSite:
         """Return the site as a command sees it."""
         return RouterSite.connect("local", self.serving.url, self.serving.short / "admin.sock")
 
-    def deploy(self, factor: float, how: dict[str, Any] = DIRECT, bundle: tuple[str, Path] | None = None) -> int:
+    def deploy(self, factor: float, how: dict[str, Any] = DIRECT, bundle: tuple[Digest, Path] | None = None) -> int:
         """Deploy in this process; returns the live generation."""
         digest, path = bundle or self.bundles[factor]
-        request = DeployRequest(
-            endpoint=ENDPOINT, pool="edge", bundle=digest, path=path, runtime="onnx-cpu", device=DEVICE, actor="ada",
-            ready_timeout_s=60, strategy=Strategy.from_json(how),
-        )  # fmt: skip
+        request = self.request(digest, path, how)
         began = time.time()
         with Ledger.open(self.url) as ledger:
             done = deploy(ledger, self.connect(), request, Owner.here("drill"))
