@@ -6,7 +6,9 @@ import asyncio
 import os
 import socket
 import ssl
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -14,6 +16,7 @@ import uvloop
 from support.certificates import Authority
 
 from orchestrator.core.errors import UsageError
+from orchestrator.serving.link.remote import read_token
 from orchestrator.serving.protocol.listening import Listener
 from orchestrator.serving.router.tls import Tls
 
@@ -61,10 +64,34 @@ def test_a_ca_that_is_removed_lets_nobody_in_any_more_nor_resume(tmp_path: Path)
     uvloop.run(main())
 
 
-def test_a_pipe_is_no_certificate(tmp_path: Path) -> None:
+def test_grpc_keeps_the_files_that_were_found_good(tmp_path: Path) -> None:
+    old, new = Authority(tmp_path, "old"), Authority(tmp_path, "new")
+    cert, key = map(str, old.issue("server"))
+    ca = tmp_path / "ca.pem"
+    ca.write_bytes(old.path.read_bytes())
+    tls = Tls(cert, key, str(ca))
+    fetches: list[Callable[[], object]] = []
+    grpc = SimpleNamespace(
+        ssl_server_certificate_configuration=lambda pairs, roots: (*pairs, roots),
+        dynamic_ssl_server_credentials=lambda first, fetch, **_: fetches.append(fetch),
+    )
+    tls.grpc_credentials(grpc)
+    before = fetches[0]()
+    for text in ("broken", None):
+        ca.write_text(text) if text else ca.unlink()
+        tls.refresh()
+        assert fetches[0]() is before
+    ca.write_bytes(new.path.read_bytes())
+    tls.refresh()
+    assert fetches[0]() == ((Path(key).read_bytes(), Path(cert).read_bytes()), new.path.read_bytes())
+
+
+def test_a_pipe_is_no_certificate_and_no_token(tmp_path: Path) -> None:
     cert, key = Authority(tmp_path, "ca").issue("server")
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     for files in ((pipe, key, ""), (cert, pipe, ""), (cert, key, pipe)):
         with pytest.raises(UsageError, match="no regular file"):
             Tls(*map(str, files))
+    with pytest.raises(UsageError, match="no regular file"):
+        read_token(pipe)

@@ -37,7 +37,10 @@ def read_token(path: Path) -> str:
         UsageError: The file cannot be read, others can read it, or the token is short.
     """
     try:
-        mode = stat.S_IMODE(path.stat().st_mode)
+        found = path.stat().st_mode
+        if not stat.S_ISREG(found):
+            raise UsageError("the link's token is in no regular file", place=str(path), hint="name a file, not a pipe")
+        mode = stat.S_IMODE(found)
         token = path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read the link's token: {error}", place=str(path)) from error

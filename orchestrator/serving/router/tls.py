@@ -31,6 +31,7 @@ class Tls:
         self._cert, self._key, self._client_ca = cert, key, client_ca
         self._state = self._files()
         self.context = self._load(self._fresh())
+        self._good = self._read()
 
     def _fresh(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -67,8 +68,9 @@ class Tls:
             return
         self._state = state
         try:
-            self.context = self._load(self._fresh())  # half of a change must not harm what works
-        except UsageError as error:
+            # Half of a change must not harm what works.
+            self.context, self._good = self._load(self._fresh()), self._read()
+        except (UsageError, OSError) as error:
             _log.error("TLS stays as it was: %s", error)
         else:
             _log.info("TLS uses %s as it is now", self._cert)
@@ -78,8 +80,8 @@ class Tls:
         seen: list[Any] = [None, None]
 
         def fetch() -> Any:
-            if seen[0] != self._state:
-                seen[:] = [self._state, self._configuration(grpc)]
+            if seen[0] is not self._good:
+                seen[:] = [self._good, self._configuration(grpc)]
             return seen[1]
 
         return grpc.dynamic_ssl_server_credentials(
@@ -87,9 +89,13 @@ class Tls:
         )
 
     def _configuration(self, grpc: Any) -> Any:
-        pair = (Path(self._key).read_bytes(), Path(self._cert).read_bytes())
+        key, cert, roots = self._good
+        return grpc.ssl_server_certificate_configuration([(key, cert)], roots)
+
+    def _read(self) -> tuple[bytes, bytes, bytes | None]:
+        """Return key, certificate and client CAs as gRPC wants them; they have just been found good."""
         roots = Path(self._client_ca).read_bytes() if self._client_ca else None
-        return grpc.ssl_server_certificate_configuration([pair], roots)
+        return Path(self._key).read_bytes(), Path(self._cert).read_bytes(), roots
 
     def _files(self) -> Sequence[object]:
         return [_stamp(path) for path in (self._cert, self._key, self._client_ca) if path]
