@@ -16,14 +16,16 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from orchestrator.app.wiring import Workplace, open_workplace
 from orchestrator.core.digests import sha256_json, short
 from orchestrator.core.errors import Conflict
 from orchestrator.core.processes import ProcessIdentity
 from orchestrator.ledger import Generation, Ledger, Owner
-from orchestrator.tracking.rollout_snapshot import AliasSnapshot
+
+if TYPE_CHECKING:
+    from orchestrator.tracking.rollout_snapshot import AliasSnapshot
 
 State = Literal["off", "done", "pending"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.app.wiring import Workplace
-from orchestrator.cluster.local import down, status, up
+from orchestrator.cluster.site import status
 from orchestrator.core.errors import Unreachable
 from orchestrator.rollout.reconcile import publish
 from orchestrator.rollout.site import RouterSite
@@ -14,6 +14,8 @@ from orchestrator.rollout.site import RouterSite
 
 def bring_up(workplace: Workplace, site: str = "") -> dict[str, Any]:
     """Bring the site up whole, with what was live; returns its status."""
+    from orchestrator.cluster.local import up
+
     settings = workplace.site(site)
     up(settings)
     restore(workplace, site)
@@ -22,6 +24,8 @@ def bring_up(workplace: Workplace, site: str = "") -> dict[str, Any]:
 
 def take_down(workplace: Workplace, site: str = "") -> str:
     """Take the site down and return its name."""
+    from orchestrator.cluster.local import down
+
     settings = workplace.site(site)
     down(settings)
     return settings.name

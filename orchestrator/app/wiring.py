@@ -6,16 +6,15 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from orchestrator.bundle.store import Store
 from orchestrator.core.errors import InfraError, PlanError
 from orchestrator.core.files import private_folder
 from orchestrator.environment import Environment, load_environment
 
 if TYPE_CHECKING:
-    from orchestrator.cluster.local import LocalSite
+    from orchestrator.bundle.store import Store
+    from orchestrator.cluster.site import LocalSite
     from orchestrator.ledger import Ledger
 
 
@@ -39,6 +38,8 @@ class Workplace:
     @property
     def store(self) -> Store:
         """The artifact store."""
+        from orchestrator.bundle.store import Store
+
         return Store(self.state / self.environment.store)
 
     @property
@@ -68,8 +69,12 @@ class Workplace:
         """Logs, segments and events of an execution."""
         return self.state / "executions" / execution
 
-    def open_ledger(self) -> Ledger:
-        """Open the ledger; makes or migrates it where needed."""
+    def open_ledger(self, *, busy_timeout_s: float = 30.0) -> Ledger:
+        """Open the ledger; makes or migrates it where needed.
+
+        Args:
+            busy_timeout_s: How long a write waits for another process that writes.
+        """
         from orchestrator.ledger import Ledger
 
         if set(str(self.state)) & set("?#%"):  # database URLs, ours and MLflow's, would take the rest for options
@@ -84,7 +89,7 @@ class Workplace:
                 hint="make it a folder of yours that you may write, or set `state` in the environment",
             ) from error
         url = self.environment.ledger.url or f"sqlite:///{self.state / 'ledger.db'}"
-        return Ledger.open(url)
+        return Ledger.open(url, busy_timeout_s=busy_timeout_s)
 
     @contextmanager
     def look_into_ledger(self) -> Generator[Ledger]:
@@ -93,6 +98,8 @@ class Workplace:
             with self.open_ledger() as ledger:
                 yield ledger
             return
+        from tempfile import TemporaryDirectory
+
         from orchestrator.ledger import Ledger
 
         with (
@@ -107,9 +114,9 @@ class Workplace:
         Raises:
             PlanError: The environment has no such site.
         """
-        from orchestrator.cluster.local import LocalSite
         from orchestrator.cluster.pool import local_pool
         from orchestrator.cluster.serving import local_serving
+        from orchestrator.cluster.site import LocalSite
 
         sites = self.environment.sites
         name = name or next(iter(sites))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
@@ -50,6 +51,8 @@ VERBS: Final[dict[str, dict[str, str]]] = {
         "gc": "Remove what no execution or endpoint needs any more.",
     },
 }
+_GARBAGE_AFTER: Final = 50_000
+"""Objects that are made before they are looked through for garbage: most commands only import, and imports leave none."""
 _ABOUT: Final = "Train on NVIDIA, serve on Huawei Ascend: one recipe, one command."
 _ALL: Final = {verb: line for room in VERBS.values() for verb, line in room.items()}
 
@@ -69,6 +72,7 @@ def _help() -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
+    gc.set_threshold(_GARBAGE_AFTER)
     _open_streams()
     args = sys.argv[1:] if arguments is None else arguments
     if not args or args[0] in {"--help", "-h", "help"}:

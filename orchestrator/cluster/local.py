@@ -22,9 +22,9 @@ from orchestrator.cluster.site import (
     LocalSite,
     PoolStatus,
     SiteStatus,
-    live_status,
     open_runtime,
     read_record,
+    status,
 )
 from orchestrator.cluster.sweep import end_site, site_processes
 from orchestrator.core import faults
@@ -90,11 +90,6 @@ def down(site: LocalSite) -> None:
         faults.point("cluster.down.cleared")
         site.token_path.unlink(missing_ok=True)
         site.lock_path.unlink(missing_ok=True)
-
-
-def status(site: LocalSite) -> SiteStatus:
-    """Return how the site is, in milliseconds: its record, checked against the processes that live."""
-    return live_status(read_record(site.record_path), site)
 
 
 def driver_environment(status: SiteStatus) -> dict[str, str]:

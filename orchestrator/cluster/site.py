@@ -164,22 +164,27 @@ def read_record(path: Path) -> SiteRecord | None:
         return None
 
 
+def status(site: LocalSite) -> SiteStatus:
+    """Return how the site is, in milliseconds: its record, checked against the processes that live."""
+    return live_status(read_record(site.record_path), site)
+
+
 def live_status(record: SiteRecord | None, site: LocalSite) -> SiteStatus:
     """Return what is true now: the record, corrected by which of its processes still live."""
     if record is None:
         return SiteStatus(site.name, logs=str(site.logs))
-    status = record.status
+    told = record.status
     pids = {name: process.pid for name, process in record.processes.items() if process.alive()}
     if not pids:
-        return SiteStatus(site.name, error=status.error, logs=status.logs)
-    parts = dict(status.parts)
+        return SiteStatus(site.name, error=told.error, logs=told.logs)
+    parts = dict(told.parts)
     for part in ("ray", "router"):
         if parts.get(part) == "up" and part not in pids:
             parts[part] = "down"
     if parts.get("ray") == "down":
         parts = {name: "down" if name in {"serve", "agents"} and old != "none" else old for name, old in parts.items()}
     parts["supervisor"] = "up" if "supervisor" in pids else "down"
-    return replace(status, state=_summary(parts), pids=pids, parts=cast("dict[str, PartState]", parts))
+    return replace(told, state=_summary(parts), pids=pids, parts=cast("dict[str, PartState]", parts))
 
 
 def _summary(parts: Mapping[str, str]) -> Literal["up", "down", "starting", "degraded"]:

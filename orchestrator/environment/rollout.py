@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 from pydantic import AfterValidator, Field
 
 from orchestrator.recipe.fields import Model, Text, Whole
 from orchestrator.recipe.metric_names import METRIC_NAMES
-from orchestrator.recipe.metrics import Margin, Metric, Samples, StepAnalysis, wrong
+from orchestrator.recipe.metrics import Margin, Samples, wrong
 from orchestrator.recipe.problems import Loc, did_you_mean, show
-from orchestrator.recipe.rollout import Rollout
+
+if TYPE_CHECKING:
+    from orchestrator.recipe.metrics import Metric, StepAnalysis
+    from orchestrator.recipe.rollout import Rollout
 
 DEFAULT_MARGINS: Final = {
     "error_rate": 0.01,

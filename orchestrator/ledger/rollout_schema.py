@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import CheckConstraint, Column, Double, Index, Integer, Table, Text, text
+from sqlalchemy import CheckConstraint, Column, Double, Integer, Table, Text
 
-from orchestrator.ledger.schema import JsonText, metadata
+from orchestrator.ledger.schema import JsonText, metadata, one_per_endpoint
 
 rollouts: Final = Table(
     "ledger_rollouts",
@@ -36,8 +36,7 @@ rollouts: Final = Table(
     Column("notes", JsonText, nullable=False),
     CheckConstraint("weight between 0 and 100 and mirror between 0 and 100", name="ledger_rollouts_percent"),
 )
-_ACTIVE: Final = text("state in ('progressing', 'paused')")
-Index("ledger_rollouts_one_active", rollouts.c.endpoint, unique=True, sqlite_where=_ACTIVE, postgresql_where=_ACTIVE)
+one_per_endpoint(rollouts, "ledger_rollouts_one_active", "state in ('progressing', 'paused')")
 
 evidence: Final = Table(
     "ledger_evidence",

@@ -30,7 +30,8 @@ _LARGEST_DIM: Final = 2**31 - 1
 class Model(BaseModel):
     """Base of every mapping in our files: unknown fields are refused and nothing changes after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # A command builds the validators that it uses, not those of every block: a rollback must be quick.
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 def _wrong(message: str) -> PydanticCustomError:
