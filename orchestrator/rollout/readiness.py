@@ -9,8 +9,8 @@ from typing import Any, Final, cast
 from orchestrator.ledger import Generation
 
 _LOG_LINES: Final = 20
-_RESTARTS: Final = 2
-"""An agent starts a failed replica again; once may be bad luck, so this many restarts must have failed as well."""
+_FAILURES: Final = 2
+"""An agent starts a failed replica again; once may be bad luck, so that it must have failed so often in a row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def readiness(status: Mapping[str, Any], generation: Generation, version: int, s
     current = [row for row in agents if int(row.get("version", 0)) >= version]
     replicas = [found for row in current for found in _replicas(row, generation)]
     for replica in replicas:
-        if replica.get("state") == "failed" and int(replica.get("restarts", 0)) >= _RESTARTS:
+        if replica.get("state") == "failed" and _failures(replica) >= _FAILURES:
             return Readiness(False, _failure(replica), "a replica failed")
     models = [replica for replica in replicas if replica.get("stage", "model") == "model"]
     ready = sum(replica.get("state") == "ready" or replica.get("proven") is True for replica in models)
@@ -72,6 +72,11 @@ def busy(status: Mapping[str, Any], generation: Generation) -> int:
 def _replicas(agent: Mapping[str, Any], generation: Generation) -> list[Mapping[str, Any]]:
     wanted = (generation.endpoint, generation.bundle)
     return [row for row in _rows(agent, "replicas") if (row.get("endpoint"), row.get("bundle")) == wanted]
+
+
+def _failures(replica: Mapping[str, Any]) -> int:
+    """Restarts say nothing of this generation: the same build may have been placed there, and been ended, before."""
+    return int(replica.get("failures", 0))
 
 
 def _failure(replica: Mapping[str, Any]) -> str:

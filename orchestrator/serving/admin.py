@@ -117,7 +117,7 @@ class RouterAdmin:
             if row["ready"] or row.get("cold"):
                 return row
             report = _report(status, row)
-            if report is not None and report["state"] == "failed" and report["restarts"] > 1:
+            if report is not None and report["state"] == "failed" and report["failures"] > 1:
                 raise _failed(endpoint, generation, report)
             if time.monotonic() > deadline:
                 raise _late(endpoint, generation, timeout_s, report, status)

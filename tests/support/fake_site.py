@@ -43,7 +43,7 @@ class FakeAnswer:
 
 @dataclass
 class FakeSite:
-    """`broken` says what a replica of a bundle fails with; `spoil` changes an output; `asked` counts samples."""
+    """`broken` says what a replica of a bundle fails with, `crashes` how often it was started again; `spoil` changes an output; `asked` counts samples."""
 
     folder: Path
     name: str = "local"
@@ -56,6 +56,7 @@ class FakeSite:
     in_flight: dict[int, list[int]] = field(default_factory=dict)
     asked: int = 0
     restarts: int = 2
+    crashes: dict[str, int] = field(default_factory=dict)
     counts: dict[str, Any] = field(default_factory=lambda: {"routers": []})
 
     def tables(self) -> list[RoutingTable]:
@@ -92,7 +93,8 @@ class FakeSite:
                 "endpoint": e.name,
                 "bundle": g.bundle,
                 "state": "failed" if g.bundle in self.broken else "ready",
-                "restarts": self.restarts,
+                "restarts": self.restarts + self.crashes.get(g.bundle, 0),
+                "failures": 2 if g.bundle in self.broken else 0,
                 "error": self.broken.get(g.bundle),
                 "log_tail": "Traceback\nlast line" if g.bundle in self.broken else "",
             }

@@ -72,8 +72,8 @@ class Supervised:
         self._wanted = True
         self._ending = False
         self._state, self._error, self._tail = "starting", "", ""
-        self._restarts = self._failures = self._device_failures = 0
-        self._blames_device = False
+        self._restarts = self._failures = self._bad_ends = self._device_failures = 0
+        self._blames_device = self._served = self._leaving = False
         self._process: asyncio.subprocess.Process | None = None
         self._folder = private_folder(Path(settings.state) / "replicas")
         self._log_path = self._folder / f"{self._name}.log"
@@ -99,20 +99,28 @@ class Supervised:
             self._tail,
             placement.variant,
             placement.stage,
+            failures=self._bad_ends,
         )
 
     def want(self, placement: Placement) -> None:
-        """Run `placement`, which has our endpoint and bundle; another path, runtime or device means a restart."""
-        self._wanted = True
+        """Run `placement`, which has our endpoint and bundle; another path, runtime or device means a restart.
+
+        One that was to end and is wanted again begins anew: what it was or did before is not the new generation's.
+        """
+        again, self._wanted = not self._wanted, True
         if self._reaper is not None:
             self._reaper.cancel()
             self._reaper = None
         if placement != self.placement:
             self.placement = placement
-            self._failures = self._device_failures = 0
+            self._failures = self._bad_ends = self._device_failures = 0
             self._set("starting", "")
             self._signal(signal.SIGTERM)
             self._wake.set()  # a table that changes elsewhere must not end a pause
+        elif again:
+            self._failures = self._bad_ends = self._device_failures = 0
+            serves = self._served and self._process is not None and not self._leaving
+            self._set("ready" if serves else "starting", "")
 
     def retire(self, *, at_once: bool = False) -> None:
         """Run no longer: the router drains the replica; what still runs after `_DRAIN_S` is ended.
@@ -141,7 +149,7 @@ class Supervised:
         await self._task
 
     async def _stop_process(self, within_s: float = _END_S) -> None:
-        process = self._process
+        process, self._leaving = self._process, True
         self._signal(signal.SIGTERM)
         if process is not None:
             try:
@@ -178,6 +186,7 @@ class Supervised:
         self._restarts += 1
         healthy = drained or uptime_s > _HEALTHY_S
         self._failures = 0 if healthy else self._failures + 1
+        self._bad_ends = 0 if drained or (healthy and self._served) else self._bad_ends + 1
         pause_s = min(_FIRST_PAUSE_S * 2**self._failures, _MAX_PAUSE_S)
         if drained:
             return pause_s
@@ -205,7 +214,7 @@ class Supervised:
         read_end, write_end = os.pipe()
         config = self._folder / f"{self._name}.json"
         write_json(config, self._replica_settings(write_end), mode=0o600)
-        self._error, self._blames_device = "", False
+        self._error, self._blames_device, self._served, self._leaving = "", False, False, False
         self._set("starting" if not self._failures else self._state, self._error)
         try:
             variables = await asyncio.to_thread(self._variables)
@@ -282,6 +291,7 @@ class Supervised:
                     self.used_at = time.monotonic()
                     continue
                 self._blames_device = bool(told.get("device"))
+                self._served = self._served or told["state"] == "ready"
                 if self._wanted or told["state"] == "failed":
                     self._set(told["state"], told["error"])
             transport.close()

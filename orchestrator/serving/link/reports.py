@@ -15,6 +15,8 @@ class ReplicaReport:
 
     Attributes:
         state: starting | ready | failed | stopping, and for a lazy model that has been proven: cold | loading.
+        restarts: Ends of its process, good or bad, in the agent's life.
+        failures: Bad ends in a row since it was placed here; what a former placement of the same build did does not count.
         memory_bytes: What it holds, or held when it was loaded last.
         load: always | lazy.
         proven: A lazy model that has been loaded and checked before, and can be again.
@@ -40,6 +42,7 @@ class ReplicaReport:
     unloads: int = 0
     load_s: float = 0.0
     retry_s: float = 0.0
+    failures: int = 0
 
     def to_json(self) -> dict[str, object]:
         """Return its form in a report frame and in the router's status."""
@@ -70,6 +73,7 @@ def read_report(frame: Frame) -> tuple[int, list[ReplicaReport]]:
             row.get("proven") is True,
             *(whole_of({name: row.get(name, 0)}, name) for name in ("memory_bytes", "loads", "unloads")),
             *(seconds_of(row, name) for name in ("load_s", "retry_s")),
+            failures=whole_of({"failures": row.get("failures", 0)}, "failures"),
         )
         for row in rows_of(frame.head, "replicas")
     ]
