@@ -14,7 +14,7 @@ from orchestrator.core.errors import LedgerError, Unreachable
 from orchestrator.core.faults import point
 from orchestrator.ledger import Generation, GenerationState, Lease, Ledger, Rollout, RolloutState
 from orchestrator.rollout.gathering import COUNTED, Gathering
-from orchestrator.rollout.kills import reason_to_kill, restarts_of
+from orchestrator.rollout.kills import reason_to_kill, restarts_beyond, restarts_of
 from orchestrator.rollout.probe import Prober
 from orchestrator.rollout.site import Site
 from orchestrator.rollout.stage import Pace, Stage
@@ -122,14 +122,14 @@ class Controller:
         if beside is not None and self._row.step >= beside.starting_step:
             notes.setdefault(BACKGROUND_SEQ, self._evidence.seq)
         notes |= {ENTERED: self._row.step, STEP_SEQ: self._evidence.seq}
-        notes.setdefault(_RESTARTS, restarts_of(self._site.status(), self._canary()))
+        notes.setdefault(_RESTARTS, self._restarts())
         self._save(replace(self._row, step_started_at=now, progressed_at=now, notes=notes))
         point("rollout.entered")
         self._say()
 
     def _facts(self) -> Facts:
         row, canary = self._row, self._canary()
-        restarts = restarts_of(self._site.status(), canary) - int(row.notes.get(_RESTARTS, 0))
+        restarts = restarts_beyond(row.notes.get(_RESTARTS, 0), **self._restarts())
         return Facts(
             now=self._pace.now(),
             bundle=canary.bundle,
@@ -139,6 +139,10 @@ class Controller:
             background=self._evidence.beside(row),
             kill=reason_to_kill(self._strategy.kill, self._evidence.rows, restarts),
         )
+
+    def _restarts(self) -> dict[str, dict[str, int]]:
+        status, stable = self._site.status(), self._ledger.generations.get(self._row.endpoint, self._row.stable)
+        return {"canary": restarts_of(status, self._canary()), "stable": restarts_of(status, stable)}
 
     def _carry_out(self, move: Move) -> None:
         if move.then == "lose":

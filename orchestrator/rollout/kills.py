@@ -20,24 +20,50 @@ def reason_to_kill(spec: KillSpec, rows: Sequence[tuple[int, Row]], restarts: in
     Args:
         spec: The limits.
         rows: All evidence so far.
-        restarts: How often the canary's worst replica was started again since the rollout began.
+        restarts: How often the canary's worst replica was started again since the rollout began, beyond stable's worst.
     """
     latest = next((row for _, row in reversed(rows) if isinstance(row, Delta)), None)
     if latest is not None and spec.failures_in_row is not None and latest.failures_in_row >= spec.failures_in_row:
         return f"{latest.failures_in_row} requests to the canary failed in a row (limit {spec.failures_in_row})"
     if spec.restarts is not None and restarts >= spec.restarts:
-        return f"a replica of the canary was started again {restarts} times (limit {spec.restarts})"
+        return f"a replica of the canary was started again {restarts} times more than any of stable's (limit {spec.restarts})"
     return _too_slow(spec, rows)
 
 
-def restarts_of(status: Mapping[str, Any], canary: Generation) -> int:
-    """Return how often the canary's worst replica was started again, as the agents report it."""
-    worst = 0
+def restarts_of(status: Mapping[str, Any], generation: Generation | None) -> dict[str, int]:
+    """Return how often each replica of a generation was started again in its agent's life, by slot and stage."""
+    found: dict[str, int] = {}
+    if generation is None:
+        return found
+    wanted = (generation.endpoint, generation.bundle, generation.variant)
     for agent in _rows(status, "agents"):
         for replica in _rows(agent, "replicas"):
-            if (replica.get("endpoint"), replica.get("bundle")) == (canary.endpoint, canary.bundle):
-                worst = max(worst, int(replica.get("restarts", 0)))
-    return worst
+            if (replica.get("endpoint"), replica.get("bundle"), replica.get("variant", wanted[2])) == wanted:
+                slot = f"{agent.get('pool')}-{agent.get('slot')}.{replica.get('stage', 'model')}"
+                found[slot] = max(found.get(slot, 0), int(replica.get("restarts", 0)))
+    return found
+
+
+def restarts_beyond(begun: object, canary: Mapping[str, int], stable: Mapping[str, int]) -> int:
+    """Return how often the canary's worst replica was started again since the rollout began, less what stable's worst was: a
+    request that kills whoever computes it is not the canary's fault.
+
+    Args:
+        begun: `{"canary": ..., "stable": ...}` as they were then; a number is the canary's worst, from rollouts of before.
+        canary: As they are now, see `restarts_of`.
+        stable: Likewise.
+    """
+    if not isinstance(begun, Mapping):
+        return max(0, max(canary.values(), default=0) - int(cast("int", begun)))
+    was = cast("Mapping[str, Mapping[str, int]]", begun)
+    return max(0, _most_grown(was.get("canary", {}), canary) - _most_grown(was.get("stable", {}), stable))
+
+
+def _most_grown(before: Mapping[str, int], now: Mapping[str, int]) -> int:
+    """An agent that was restarted itself counts from zero."""
+    return max(
+        (count - (old if count >= (old := before.get(slot, 0)) else 0) for slot, count in now.items()), default=0
+    )
 
 
 def _too_slow(spec: KillSpec, rows: Sequence[tuple[int, Row]]) -> str:

@@ -5,15 +5,17 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from support.ledger_samples import digest
 from support.rollout_world import ENDPOINT, World, error_rate, strategy
 
 from orchestrator.core.errors import Conflict, GateError, StoreError, Unreachable, UsageError, Waiting
-from orchestrator.ledger import Ledger, Owner
+from orchestrator.ledger import Generation, Ledger, Owner
 from orchestrator.rollout.evidence.rows import Sample
+from orchestrator.rollout.kills import restarts_beyond, restarts_of
 from orchestrator.rollout.lead import drive
 from orchestrator.rollout.rollback import rollback
 from orchestrator.rollout.stage import Pace
@@ -136,11 +138,49 @@ def test_failures_in_a_row_end_it_at_once(world: World) -> None:
 def test_a_crash_loop_ends_it(world: World) -> None:
     def crash() -> None:
         if world.clock.sleeps == 20:
-            world.site.restarts = 9
+            canary = world.ledger.generations.list(ENDPOINT)[-1]
+            world.site.crashes[canary.bundle] = 7
 
     world.clock.each = crash
     with pytest.raises(GateError, match="started again 7 times"):
         world.deploy("2", strategy([{"set_weight": 50}, {"pause": {"duration_s": 600}}]))
+
+
+def test_replicas_of_both_that_die_of_the_same_requests_end_nothing(world: World) -> None:
+    def crash() -> None:
+        if world.clock.sleeps == 20:
+            world.site.restarts = 9
+
+    world.clock.each = crash
+    world.deploy("2", strategy([{"set_weight": 50}, {"pause": {"duration_s": 600}}]))
+    assert world.clock.sleeps > 20, "they died"
+    assert world.weights() == {1: 0, 2: 100}
+
+
+def _counted(bundle: str, *restarts: int) -> dict[str, Any]:
+    rows = [{"endpoint": "digits", "bundle": bundle, "stage": "model", "restarts": count} for count in restarts]
+    return {"agents": [{"pool": "edge", "slot": slot, "replicas": [row]} for slot, row in enumerate(rows)]}
+
+
+@pytest.mark.parametrize(
+    ("canary", "stable", "excess"),
+    [
+        ([5, 3], [1, 1], 3),  # the slot that had none before
+        ([9, 0], [5, 1], 0),  # as often as stable's
+        ([9, 0], [3, 1], 2),
+        ([2, 0], [1, 1], 2),  # that agent was restarted: it counts from zero
+        ([5, 0], [9, 9], 0),
+        ([], [], 0),
+    ],
+)
+def test_restarts_count_beyond_those_of_stables_replicas(canary: list[int], stable: list[int], excess: int) -> None:
+    one, other = (cast("Generation", SimpleNamespace(endpoint="digits", bundle=b, variant="")) for b in "ab")
+    begun = {"canary": restarts_of(_counted("a", 5, 0), one), "stable": restarts_of(_counted("b", 1, 1), other)}
+    assert begun["canary"] == {"edge-0.model": 5, "edge-1.model": 0}
+    now = restarts_of(_counted("a", *canary), one), restarts_of(_counted("b", *stable), other)
+    assert restarts_beyond(begun, *now) == excess
+    assert restarts_beyond(4, {"edge-0.model": 6}, {"edge-0.model": 9}) == 2, "a rollout that an older program began"
+    assert restarts_of(_counted("b", 3), one) == restarts_of(_counted("a", 3), None) == {}
 
 
 def test_answers_beyond_the_ceiling_end_it(world: World) -> None:
@@ -348,7 +388,7 @@ def test_a_controller_that_waits_hears_an_operator(world: World, verb: Any, end:
             world.ledger.rollouts.ask(ENDPOINT, verb, actor="bob")
 
     world.clock.each = ask
-    how = strategy([{"set_weight": 50}, {"pause": {"duration_s": 3000}}])
+    how = strategy([{"set_weight": 50}, {"pause": {"duration_s": 300}}])
     with contextlib.suppress(Waiting, GateError):
         world.deploy("2", how)
     row = world.row()
@@ -359,7 +399,7 @@ def test_a_controller_that_waits_hears_an_operator(world: World, verb: Any, end:
         world.ledger.rollouts.ask(ENDPOINT, "resume", actor="bob")
         began = world.clock.t
         world.deploy("2", how)
-        assert world.clock.t - began > 2900
+        assert world.clock.t - began > 290
 
 
 def test_a_custom_metric_is_asked_at_its_interval_and_decides(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
