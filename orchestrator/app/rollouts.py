@@ -23,6 +23,8 @@ Decision = Literal["approve", "reject"]
 Intent = Literal["pause", "resume", "abort", "promote"]
 
 _DONE: Final = {"abort": "aborted", "promote": "succeeded"}
+_BUSY_S: Final = 5.0
+"""An operator in a hurry hears soon who holds the ledger; writers need milliseconds, unless one was stopped in the middle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ def ask(
         UsageError: There is no such endpoint.
         Conflict: No rollout is under way, or of another generation.
     """
-    with workplace.open_ledger() as ledger:
+    with workplace.open_ledger(busy_timeout_s=_BUSY_S) as ledger:
         row = _active(ledger, endpoint)
         if row is None:
             return _settled(ledger, endpoint, intent, generation)
@@ -128,7 +130,7 @@ def decide(
     from orchestrator.rollout.strategy import Strategy
     from orchestrator.rollout.walk import missing_approvals
 
-    with workplace.open_ledger() as ledger:
+    with workplace.open_ledger(busy_timeout_s=_BUSY_S) as ledger:
         row = _active(ledger, endpoint)
         canary = ledger.generations.get(endpoint, row.generation) if row is not None else None
         if row is None or canary is None:
@@ -162,7 +164,7 @@ def who_decides(workplace: Workplace, endpoint: str, token_file: Path | None) ->
     from orchestrator.ledger.rows import user_name
     from orchestrator.rollout.identity import given_token
 
-    with workplace.open_ledger() as ledger:
+    with workplace.open_ledger(busy_timeout_s=_BUSY_S) as ledger:
         site = known_endpoint(ledger, endpoint)[-1].site
     identities = open_identities(workplace, site)
     if identities is None:
@@ -180,12 +182,13 @@ def rollback(workplace: Workplace, asked: RollbackAsk, tell: Callable[[str], Non
         UsageError: There is no such endpoint, or nothing to roll back to.
         Conflict: Another generation is live than expected.
         StoreError: The files of that generation are no longer here.
+        LedgerError: Another process, which is named, holds the ledger for writing.
     """
     from orchestrator.app.serve_site import connect
     from orchestrator.ledger.rows import user_name
     from orchestrator.rollout.rollback import rollback as roll_back
 
-    with workplace.open_ledger() as ledger:
+    with workplace.open_ledger(busy_timeout_s=_BUSY_S) as ledger:
         known = known_endpoint(ledger, asked.endpoint)
         site = connect(workplace, known[-1].site)
         return roll_back(

@@ -22,6 +22,7 @@ from sqlalchemy.exc import IntegrityError as RowRefused
 from orchestrator.core.errors import LedgerError
 from orchestrator.core.faults import point
 from orchestrator.core.redact import redact_text
+from orchestrator.ledger.writer import writer_of
 
 _LOCK_KEY: Final = 0x6F72_6368_6C65_6467  # "orchledg"; advisory locks are per database
 _BUSY: Final = ("database is locked", "lock timeout", "locknotavailable")
@@ -102,11 +103,7 @@ class Database:
         cause = error.orig if isinstance(error, StatementError) and error.orig is not None else error
         message = redact_text(str(cause)).strip()
         if any(word in f"{type(cause).__name__} {message}".lower() for word in _BUSY):
-            return LedgerError(
-                f"the ledger stayed busy for {self._busy_timeout_s:g} s",
-                hint="another process holds it open for writing; look for a stopped one, then try again",
-                place=self.name,
-            )
+            return self._busy()
         if isinstance(error, RowRefused):
             hint = "this is a bug or a damaged ledger; nothing was written"
         elif isinstance(cause, sqlite3.DatabaseError):
@@ -114,6 +111,17 @@ class Database:
         else:
             hint = "check that the database answers at this URL and that this user may write to it"
         return LedgerError(f"the ledger refused: {message}", hint=hint, place=self.name)
+
+    def _busy(self) -> LedgerError:
+        text = f"the ledger stayed busy for {self._busy_timeout_s:g} s"
+        writer = writer_of(Path(self._url.database or "").absolute()) if self.is_sqlite else None
+        if writer is None:
+            hint = "another process holds it open for writing; look for a stopped one, then try again"
+            return LedgerError(text, hint=hint, place=self.name)
+        details = {"writer": writer.to_json()}
+        return LedgerError(
+            f"{text}: {writer.text} holds it for writing", hint=writer.hint, place=self.name, details=details
+        )
 
     def _sqlite_engine(self) -> Engine:
         path = Path(self._url.database or "").absolute()
