@@ -115,7 +115,7 @@ class PoolControl:
             saturating=variant is not None and is_soc(variant.soc or "") and soc(variant.soc or "").saturating,
             device=device,
             actor=who_asks(self._workplace, pool.site, strategy),
-            reason=f"execution {self._execution}",
+            reason=reason_of(self._execution),
             wait_s=60.0,
             strategy=strategy,
             facts=PoolFacts(pool_name, pool.models == "lazy", pool.memory or 0),
@@ -139,6 +139,11 @@ class PoolControl:
         done = deploy(self._ledger, site, request, owner, tell=tell, pace=pace)
         walked = {} if done.rollout is None else {"rollout": _walked(done.rollout)}
         return done.to_json(request) | {"target": variant.target if variant is not None else ""} | walked
+
+
+def reason_of(execution: str) -> str:
+    """Return why a deploy step rolls out, as the ledger keeps it."""
+    return f"execution {execution}"
 
 
 def _walked(row: Rollout) -> dict[str, Any]:

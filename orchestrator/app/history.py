@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from orchestrator.app.control_steps import reason_of
 from orchestrator.app.wiring import Workplace
 from orchestrator.core.errors import LedgerError, UsageError
 from orchestrator.engine.stop import CANCEL_REQUESTED
@@ -93,6 +94,24 @@ def cancel(ledger: Ledger, execution_id: str, actor: str) -> str:
             break
         time.sleep(0.1)
     return ledger.executions.get(execution_id).state
+
+
+def left_under_way(ledger: Ledger, execution_id: str) -> list[dict[str, Any]]:
+    """Return the rollouts that an execution has begun and that have not ended: nobody may lead them any more, and the canary
+    keeps its traffic until somebody goes on with it or takes it back.
+    """
+    return [
+        {
+            "endpoint": row.endpoint,
+            "generation": row.generation,
+            "state": row.state.value,
+            "weight": row.weight,
+            "watch": "orchestrate rollout watch --once",
+            "abort": f"orchestrate rollout abort --endpoint {row.endpoint}",
+        }
+        for row in ledger.rollouts.all_active()
+        if row.reason == reason_of(execution_id)
+    ]
 
 
 def going(ledger: Ledger, execution_id: str) -> bool:

@@ -17,7 +17,7 @@ def cancel(
     environment: Environment = None,
     as_json: Json = False,
 ) -> None:
-    """Stop an execution from any terminal. What it finished stays; `resume` goes on."""
+    """Stop an execution from any terminal. What it finished stays; `resume` goes on. A rollout that it leads stays as it is."""
     from orchestrator.app import history
     from orchestrator.app.wiring import open_workplace
     from orchestrator.cli.output import print_json
@@ -27,7 +27,15 @@ def cancel(
     with workplace.look_into_ledger() as ledger:
         found = history.find_execution(ledger, execution).id
         state = history.cancel(ledger, found, user_name())
+        rollouts = history.left_under_way(ledger, found)
     if as_json:
-        print_json({"execution": found, "state": state})
-    else:
-        print(f"{found}: {state}")
+        print_json({"execution": found, "state": state, "rollouts": rollouts})
+        return
+    print(f"{found}: {state}")
+    for row in rollouts:
+        print(
+            f"generation {row['generation']} of {row['endpoint']} is still being rolled out, at {row['weight']} % "
+            f"({row['state']})"
+        )
+        print(f"  go on         {row['watch']}")
+        print(f"  take it back  {row['abort']}")

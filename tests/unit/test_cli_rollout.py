@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.ledger_samples import request
+from support.ledger_samples import execution, request
 
 from orchestrator.app import rollouts
+from orchestrator.app.control_steps import reason_of
 from orchestrator.app.releases import parse_model
 from orchestrator.app.strategies import last_strategy
 from orchestrator.app.tokens import make_identity
@@ -36,7 +37,7 @@ def environment(tmp_path: Path) -> Path:
     return path
 
 
-def under_way(environment: Path, *, site: str = "local") -> None:
+def under_way(environment: Path, *, site: str = "local", reason: str = "better") -> None:
     """Generation 1 is live; 2 is a canary that nobody drives."""
     with open_workplace(environment).open_ledger() as ledger, held(ledger) as lease:
         ledger.generations.append(request("1", site=site), lease)
@@ -44,7 +45,7 @@ def under_way(environment: Path, *, site: str = "local") -> None:
         ledger.generations.append(request("2", expected=1, site=site), lease)
         row = Rollout(
             endpoint="digits", generation=2, site=site, pool="edge", stable=1, strategy=STRATEGY.to_json(),
-            actor="ada", reason="better",
+            actor="ada", reason=reason,
         )  # fmt: skip
         ledger.rollouts.begin(row, lease)
 
@@ -223,3 +224,24 @@ def test_names_of_models(text: str, parts: tuple[str, str, str]) -> None:
 def test_what_is_no_model(text: str) -> None:
     with pytest.raises(UsageError):
         parse_model(text)
+
+
+# --- an execution that leads a rollout ---
+
+
+def test_cancel_says_that_the_rollout_is_still_under_way(environment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with open_workplace(environment).open_ledger() as ledger:
+        for name in ("one", "two"):
+            with ledger.leases.held(f"recipe/{name}", Owner.here("run")) as lease:
+                ledger.executions.create(execution(name, recipe=name), lease)
+    under_way(environment, reason=reason_of("one"))
+    code, said, _ = call(capsys, environment, "cancel", "one")
+    assert code == 0
+    assert said.splitlines() == [
+        "one: cancelled",
+        "generation 2 of digits is still being rolled out, at 0 % (progressing)",
+        "  go on         orchestrate rollout watch --once",
+        "  take it back  orchestrate rollout abort --endpoint digits",
+    ]
+    _, said, _ = call(capsys, environment, "cancel", "two", "--json")
+    assert json.loads(said) == {"execution": "two", "state": "cancelled", "rollouts": []}
