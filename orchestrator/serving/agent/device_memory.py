@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import threading
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from orchestrator.core.errors import DeviceError
 _log: Final = logging.getLogger("orchestrator.serving.agent")
 _MB: Final = 1 << 20
 _TIMEOUT_S: Final = 10.0
+_OFTEN_S: Final = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ class DeviceMemory:
         self._variables = variables
         self._seen = Seen()
         self._warned = False
+        self._looked_at = -_OFTEN_S
         self.tells = False
 
     @property
@@ -63,9 +66,12 @@ class DeviceMemory:
         """Look again.
 
         Args:
-            ours: Processes that have loaded a model.
+            ours: The slot's processes; with `fresh`, at least one of them has loaded its model.
             fresh: Ask npu-smi even where it was asked a moment ago.
         """
+        if not fresh and time.monotonic() - self._looked_at < _OFTEN_S:
+            return
+        self._looked_at = time.monotonic()
         found = await _in_thread(self._variables, fresh=fresh)
         if found is not None:
             self._seen = found

@@ -166,7 +166,7 @@ class Residents:
         while True:
             await asyncio.sleep(_SAMPLE_S)
             if self._device is not None:
-                await self._device.refresh(self._ready_pids(), fresh=False)
+                await self._device.refresh(self._pids(), fresh=False)
             before = [model.memory_bytes for model in self.models.values()]
             for model in self.models.values():
                 model.measure(self._device)
@@ -231,14 +231,14 @@ class Residents:
             self._weighing = asyncio.create_task(self._weigh(model, self._device))  # it takes seconds; the model serves
 
     async def _weigh(self, model: Model, device: DeviceMemory) -> None:
-        await device.refresh(self._ready_pids(), fresh=True)
+        await device.refresh(self._pids(), fresh=True)
         if model.state == "ready":
             model.measure(device)
             self._proofs.write(model.parts[0], model.memory_bytes)
             self._tell()
 
-    def _ready_pids(self) -> list[int]:
-        return [pid for model in self.models.values() if model.state == "ready" for pid in model.pids]
+    def _pids(self) -> list[int]:
+        return [pid for model in self.models.values() for pid in model.pids]
 
     async def _drop(self, model: Model, error: str, *, at_once: bool = False) -> None:
         """The model cannot run: end what there is of it, and try again after a pause that grows."""
