@@ -20,16 +20,17 @@ def who_asks(workplace: Workplace, site: str, strategy: Strategy) -> str:
     """Return who asks: the identity of their token where the site names approvers and approvals are wanted, else the login name.
 
     Raises:
-        UsageError: A token is needed, and none is given or it is none of this site's.
+        UsageError: A token is needed, and none is given, it is none of this site's, or it has not the role `promote`.
     """
     identities = open_identities(workplace, site) if strategy.approvals else None
     if identities is None:
         return user_name()
     file = os.environ.get(TOKEN_FILE_VARIABLE, "")
     try:
-        return identities.identify(given_token(Path(file) if file else None)).id
+        asker = identities.identify(given_token(Path(file) if file else None))
     except UsageError as error:
         raise UsageError(
             f"this rollout needs {strategy.approvals} approvals of others, so who asks for it must show a token: {error.message}",
             hint=f"set {TOKEN_FILE_VARIABLE} to the file of your token (`orchestrate rollout token` makes one), then repeat it",
         ) from error
+    return asker.require("promote").id

@@ -97,15 +97,18 @@ def _lacks(strategy: Strategy, policy: RolloutPolicy) -> list[str]:
     found: list[str] = []
     if len(strategy.steps) < policy.min_steps:
         found.append(f"it has {len(strategy.steps)} steps, at least {policy.min_steps} are demanded (min_steps)")
-    first = next((step.weight for step in strategy.steps if isinstance(step, SetWeight)), 100)
+    first = next((step.weight for step in strategy.steps if isinstance(step, SetWeight) and step.weight), 100)
     if first > policy.max_first_weight:
         found.append(
             f"its first weight is {first} %, at most {policy.max_first_weight} % is allowed (max_first_weight)"
         )
-    judging = [metric for spec in strategy.analyses for metric in spec.metrics if not metric.dry_run]
-    names = {metric.name for metric in judging}
+    both = [(spec, metric) for spec in strategy.analyses for metric in spec.metrics if not metric.dry_run]
+    names = {metric.name for _, metric in both}
     found += [f"{name} must judge it (require)" for name in policy.require if name not in names]
-    for metric in judging:
+    for spec, metric in both:
+        least = spec.min_samples if metric.min_samples is None else metric.min_samples
+        if policy.min_samples is not None and metric.prometheus is None and least < policy.min_samples:
+            found.append(f"{metric.name} has {least} min_samples, at least {policy.min_samples} are demanded")
         largest = policy.max_margins.get(metric.name)
         if largest is not None and metric.limit > largest:
             found.append(f"the margin {metric.limit:g} of {metric.name} is above {largest:g} (max_margins)")

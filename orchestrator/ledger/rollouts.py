@@ -109,10 +109,10 @@ class Rollouts:
     def ask(
         self, endpoint: str, intent: Intent, *, actor: str, reason: str = "", generation: int | None = None
     ) -> Rollout:
-        """Leave an operator's wish for the controller; the last one counts. Idempotent.
+        """Leave an operator's wish for the controller; the last one counts, but none takes an abort back. Idempotent.
 
         Raises:
-            Conflict: Nothing is being rolled out there, or another generation than the given one.
+            Conflict: Nothing is being rolled out there, or another generation than the given one, or it is to be aborted.
         """
         with self._database.write() as connection:
             known = active_in(connection, endpoint)
@@ -125,6 +125,11 @@ class Rollouts:
                 )
             if known.intent == intent:
                 return known
+            if known.intent == "abort":
+                raise Conflict(
+                    f"the rollout of generation {known.generation} of {endpoint!r} is being aborted",
+                    hint="promote the model again once it has ended",
+                )
             connection.execute(update(rollouts).where(here(known)).values(intent=intent))
             facts = {"intent": intent, "reason": reason}
             self._audit.append_in(connection, actor, "rollout.ask", subject(known), facts)

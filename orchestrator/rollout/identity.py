@@ -32,6 +32,8 @@ ROLES: Final[tuple[Role, ...]] = get_args(Role)
 TOKEN_VARIABLE: Final = "ORCHESTRATE_TOKEN"  # noqa: S105  # the name of a variable
 _PREFIX: Final = "oro_"
 _HEX: Final = re.compile(r"[0-9a-f]{64}")
+_DAY: Final = re.compile(r"\d{4}-\d{2}-\d{2}|\d{8}|\d{4}-?W\d{2}(-?\d)?")
+"""What `datetime.fromisoformat` takes for a day without a time."""
 _MAX_FILE_BYTES: Final = 1 << 20
 _MAX_TOKEN: Final = 512
 _TOKENS_PER_ID: Final = 2
@@ -218,7 +220,7 @@ def _expiry(text: str, place: str) -> float | None:
     except ValueError as error:
         hint = "write 2027-01-31 or 2027-01-31T12:00:00Z"
         raise UsageError(f"{text[:40]!r} is no time", place=place, hint=hint) from error
-    if "T" not in text:
+    if _DAY.fullmatch(text):
         found += timedelta(days=1)
     return found.replace(tzinfo=found.tzinfo or UTC).timestamp()
 

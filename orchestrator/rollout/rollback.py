@@ -122,7 +122,10 @@ class _Back:
     def go(self, to: int | None, expect: int | None) -> RolledBack:
         known = self._ledger.generations.list(self._endpoint)
         live = _live(known, self._endpoint)
-        done = next((g for g in known if g.request_id == self._id(to, expect)), None) if expect is not None else None
+        done = None
+        if expect is not None:  # the same command before, and each that failed at loading
+            ids = {self._id(to, expect, after) for after in (0, *_failed(known, expect))}
+            done = next((g for g in reversed(known) if g.request_id in ids), None)
         done = done or (live if to is None and _unfinished(known, live) else None)
         if done is not None and done.number == live.number:
             self._finish()
@@ -137,7 +140,7 @@ class _Back:
         under_way = self._ledger.rollouts.active(self._endpoint) is not None
         if staged is not None and under_way and to in (None, live.number):
             return self._take_back(staged, live)
-        request_id = self._id(to, live.number)
+        request_id = self._id(to, live.number, max(_failed(known, live.number), default=0))
         if staged is not None and staged.kind == "rollback" and to is None:
             to, request_id = _origin(known, staged).number, staged.request_id  # a killed rollback was loading it
         target = _target(known, live, to)
@@ -195,8 +198,10 @@ class _Back:
         point("rollout.back_published")
         self._stage.end_former(self._endpoint, self._drain_timeout_s)
 
-    def _id(self, to: int | None, expect: int | None) -> str:
-        return sha256_json({"endpoint": self._endpoint, "kind": "rollback", "to": to, "expected": expect})
+    def _id(self, to: int | None, expect: int, after: int) -> str:
+        """Return one id for one wish; `after`, the last try of it that failed, makes the next try a new one."""
+        wish = {"endpoint": self._endpoint, "kind": "rollback", "to": to, "expected": expect}
+        return sha256_json(wish | ({"after": after} if after else {}))
 
     def _told(self, live: Generation, target: Generation, *, was: int, changed: bool, aborted: int = 0) -> RolledBack:
         url = f"{self._site.url}/v2/models/{live.endpoint}"
@@ -216,6 +221,11 @@ def _live(known: tuple[Generation, ...], endpoint: str) -> Generation:
     if live is None:
         raise UsageError(f"no generation of endpoint {endpoint!r} is live", hint="orchestrate endpoint list")
     return live
+
+
+def _failed(known: tuple[Generation, ...], live: int) -> list[int]:
+    """Return the rollbacks from a live generation whose builds could not be loaded, or were not proven."""
+    return [g.number for g in known if g.number > live and g.kind == "rollback" and g.state == GenerationState.FAILED]
 
 
 def _unfinished(known: tuple[Generation, ...], live: Generation) -> bool:

@@ -201,6 +201,9 @@ class Generations(RuleBasedStateMachine):
                 call()
         elif self.rollouts[number][2] == intent:
             assert call().intent == intent
+        elif self.rollouts[number][2] == "abort":
+            with pytest.raises(Conflict):
+                call()
         elif self.attempt(crash, call):
             self.rollouts[number] = (*self.rollouts[number][:2], intent)
 

@@ -97,6 +97,15 @@ def test_a_wish_stays_until_that_wish_is_answered(ledger: Ledger, lease: Lease) 
     assert caught.value.details["active"] == 2
 
 
+def test_no_wish_takes_an_abort_back(ledger: Ledger, lease: Lease) -> None:
+    ledger.rollouts.begin(rollout(), lease)
+    ledger.rollouts.ask("digits", "abort", actor="ada")
+    for intent in ("pause", "resume", "promote"):
+        with pytest.raises(Conflict, match="is being aborted"):
+            ledger.rollouts.ask("digits", intent, actor="bob")  # type: ignore[arg-type]
+    assert ledger.rollouts.ask("digits", "abort", actor="bob").intent == "abort"
+
+
 def test_one_decision_of_each_identity_per_step(ledger: Ledger, lease: Lease) -> None:
     begun = ledger.rollouts.begin(rollout(), lease)
     said = {"identity": "bob", "decision": "approve", "step": 1, "bundle": "sha256:2", "reason": ""}

@@ -37,6 +37,13 @@ def test_a_token_names_who_asks(token: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert asker.who_asks(NOWHERE, "plant", Strategy()) == user_name()
 
 
+def test_who_may_only_look_asks_for_nothing(token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    token.write_text(add_identity(token.parent / "approvers", "eve", ["observe"]))
+    monkeypatch.setenv("ORCHESTRATE_TOKEN_FILE", str(token))
+    with pytest.raises(UsageError, match="eve may not promote"):
+        asker.who_asks(NOWHERE, "plant", Strategy(approvals=2))
+
+
 def test_where_nobody_is_named_it_is_the_user_whatever_a_variable_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(asker, "open_identities", lambda workplace, site: None)
     before = user_name()

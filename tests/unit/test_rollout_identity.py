@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,17 @@ def test_a_token_expires(path: Path) -> None:
     _write(path, _line("old", "t1", "approve:2020-01-31") + _line("new", "t2", "approve:2999-01-01T00:00:00Z"))
     known = Identities(path)
     assert known.identify("t2").id == "new"
+    with pytest.raises(UsageError, match="the token of old has expired"):
+        known.identify("t1")
+
+
+@pytest.mark.parametrize("gap", ["T", " "])
+def test_a_day_lasts_to_its_end_and_a_time_to_the_second(path: Path, gap: str) -> None:
+    now = datetime.now(UTC)
+    passed = (now - timedelta(minutes=5)).strftime(f"%Y-%m-%d{gap}%H:%M:%S+00:00")
+    _write(path, _line("old", "t1", f"approve:{passed}") + _line("today", "t2", f"approve:{now:%Y-%m-%d}"))
+    known = Identities(path)
+    assert known.identify("t2").id == "today"
     with pytest.raises(UsageError, match="the token of old has expired"):
         known.identify("t1")
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import time
+import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any, Final, cast
 
 import httpx
@@ -60,19 +61,34 @@ def query(address: str, query: str, timeout_s: float) -> float | None:
 
 
 def _get(url: str, params: Mapping[str, str], timeout_s: float) -> Mapping[str, Any]:
-    until = time.monotonic() + timeout_s
-    content = b""
-    with httpx.stream("GET", url, params=dict(params), timeout=timeout_s) as answer:
-        for part in answer.iter_bytes():
-            content += part
-            if len(content) > _LARGEST or time.monotonic() > until:
-                raise QueryError(f"{url} answers too much or too slowly", hint="aggregate in the query, to one number")
+    """Fetch in a thread of its own: httpx times each read alone, and who drips a byte a second would hold the controller for ever."""
+    outcome: Future[tuple[int, bytes]] = Future()
+    with httpx.Client(timeout=timeout_s) as client:  # closed at the deadline, which ends the thread at its next byte
+        thread = threading.Thread(target=_fetch, args=(client, url, params, outcome), daemon=True)
+        thread.start()
+        try:
+            status, content = outcome.result(timeout_s)
+        except TimeoutError:
+            raise QueryError(f"{url} did not answer within {timeout_s:g} s", hint="is the server up?") from None
+    if len(content) > _LARGEST:
+        raise QueryError(f"{url} answers with over {_LARGEST} bytes", hint="aggregate in the query, to one number")
     try:
         return mapping(json.loads(content))
     except (ValueError, RecursionError) as error:
-        raise QueryError(
-            f"{url} answered with status {answer.status_code}, not with JSON", hint="check the address"
-        ) from error
+        raise QueryError(f"{url} answered with status {status}, not with JSON", hint="check the address") from error
+
+
+def _fetch(client: httpx.Client, url: str, params: Mapping[str, str], outcome: Future[tuple[int, bytes]]) -> None:
+    content = b""
+    try:
+        with client.stream("GET", url, params=dict(params)) as answer:
+            for part in answer.iter_bytes():
+                content += part
+                if len(content) > _LARGEST:
+                    break
+        outcome.set_result((answer.status_code, content))
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is raised where it is waited for
+        outcome.set_exception(error)
 
 
 def sample(metric: str, address: str, text: str, timeout_s: float, t: float) -> Sample:
