@@ -237,9 +237,6 @@ class Replica:
         depth: Batches that its session takes at once.
         gears: Most rows of one batch by the shapes of the inputs without axis 0, where it was compiled for some shapes only.
         mean_us: Of the device time of its last batches.
-        took_us: The same by the rows of a batch.
-        since: When it began with the oldest of its batches, as far as the router can tell.
-        timed: A timer will look at it when it is nearly free.
         late: A batch of it has held its slot's turn for so long that it was given to others: it gets no more meanwhile.
         stuck: It has been silent about a batch for far longer than it ever took.
     """
@@ -262,9 +259,6 @@ class Replica:
     depth: int = UNLIMITED
     gears: Mapping[tuple[tuple[int, ...], ...], int] = field(default_factory=dict[tuple[tuple[int, ...], ...], int])
     mean_us: float = 0.0
-    took_us: dict[int, float] = field(default_factory=dict[int, float])
-    since: float = 0.0
-    timed: bool = False
     late: bool = False
     stuck: bool = False
 
