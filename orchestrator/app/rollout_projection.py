@@ -46,7 +46,7 @@ def start(workplace: Workplace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     arguments = [str(os.getpid()), *([str(workplace.path.absolute())] if workplace.path else [])]
     with (folder / "rollouts.log").open("ab") as log:
-        subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "orchestrator.app.rollout_projection", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -54,6 +54,8 @@ def start(workplace: Workplace) -> None:
             start_new_session=True,
             env={**os.environ, "ORCHESTRATE_FAULT": ""},
         )
+    # From here and not by itself: its imports alone take as long as a rollback, and the next command may be one.
+    os.setpriority(os.PRIO_PROCESS, process.pid, max(_BEHIND, os.getpriority(os.PRIO_PROCESS, 0)))
 
 
 def projection_state(workplace: Workplace, ledger: Ledger, endpoint: str, generation: int | None = None) -> State:
@@ -188,7 +190,6 @@ def _sleep(alive: Callable[[], bool]) -> None:
 
 def main(arguments: list[str]) -> None:
     """Mirror as long as the starter lives, and once after."""
-    os.nice(_BEHIND)
     parent, *environment = arguments
     workplace = open_workplace(Path(environment[0]) if environment else None)
     starter = ProcessIdentity.of(int(parent))
