@@ -119,6 +119,7 @@ class Worker:
     async def _grpc(self) -> None:
         import numpy as np
         import tritonclient.grpc.aio as triton
+        from tritonclient.utils import InferenceServerException
 
         async def caller() -> None:
             while time.monotonic() < self.ends:
@@ -126,7 +127,11 @@ class Worker:
                 self.sent += 1
                 x = np.array([numbers(number)], np.float32)
                 tensor = triton.InferInput("x", [1, 2], "FP32").set_data_from_numpy(x)
-                found = await client.infer("echo", [tensor], request_id=str(number))
+                try:
+                    found = await client.infer("echo", [tensor], request_id=str(number))
+                except InferenceServerException as error:
+                    self.answers[f"{time.strftime('%H:%M:%S')} gRPC {error}"[:120]] += 1
+                    continue
                 self.answers["200"] += 1
                 if found.get_response().id != str(number) or not np.array_equal(found.as_numpy("y"), x):
                     self.wrong.append(f"{number} grpc: {found.get_response()}")
