@@ -62,31 +62,32 @@ def test_gears_of_dimensions_take_what_was_compiled(tmp_path: Path, acl: Any) ->
 
 
 def test_submit_returns_before_the_device_is_done(tmp_path: Path, acl: Any) -> None:
-    acl(device_s=0.05)
+    acl(device_s=0.3)
     session = open_om(tmp_path)
     begun = time.monotonic()
     tickets = [session.submit(batch(1, seed=seed)) for seed in (1, 2)]
-    assert time.monotonic() - begun < 0.04
     assert not session.done(tickets[0], 0)
-    assert session.done(tickets[0], 1.0)
-    assert 0.04 < time.monotonic() - begun < 0.09
+    assert session.done(tickets[0], 5.0)
+    assert time.monotonic() - begun > 0.25
+    assert not session.done(tickets[1], 0), "one after the other"
     for ticket in tickets:
         session.collect(ticket)
-    assert time.monotonic() - begun < 0.15
     session.close()
 
 
 def test_the_next_batch_is_copied_in_while_the_device_works(tmp_path: Path, acl: Any) -> None:
-    fake = acl(device_s=0.02)
+    fake = acl(device_s=0.2)
     session = open_om(tmp_path)
-    begun, ticket = time.monotonic(), session.submit(batch(4))
-    for _ in range(9):
+    ticket = session.submit(batch(4))
+    for number in range(2, 5):
+        copied = len(fake.copies)
         following = session.submit(batch(4))
+        assert len(fake.copies) == copied + 2
+        assert not session.done(ticket, 0), f"batch {number} lies on the device before the one in front is done"
         session.collect(ticket)
         ticket = following
     session.collect(ticket)
-    assert time.monotonic() - begun < 10 * 0.02 + 0.1
-    assert len(fake.copies) == 20
+    assert len(fake.copies) == 8
     session.close()
 
 

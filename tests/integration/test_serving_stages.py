@@ -120,7 +120,7 @@ def test_a_failing_stage_fails_that_request_alone(site: ServingSite, text: str, 
 def test_deadlines_hold_over_the_chain(site: ServingSite) -> None:
     begun = time.monotonic()
     assert ask(site, "slow 1 1 1 1", timeout=100_000).status_code == 504
-    assert time.monotonic() - begun < 0.45
+    assert time.monotonic() - begun < 0.9
     assert ask(site, "1 1 1 1").status_code == 200, "what comes after waits for the stage and no longer"
 
 

@@ -42,7 +42,7 @@ def numbers(given):
         if text == "crash":
             os._exit(9)
         if text.startswith("slow "):
-            time.sleep(0.5)
+            time.sleep(1.0)
             text = text[5:]
         if text == "key":
             {}["absent"]

@@ -119,7 +119,7 @@ def test_a_server_that_hangs_is_unreachable_in_time(rest, dashboard):
     start = time.monotonic()
     with pytest.raises(Unreachable, match=r"in 0.3 s"):
         rest.version(timeout_s=0.3)
-    assert time.monotonic() - start < 1.5
+    assert time.monotonic() - start < 2.5
 
 
 def test_a_server_that_drips_is_unreachable_in_time(rest, dashboard):
@@ -127,7 +127,7 @@ def test_a_server_that_drips_is_unreachable_in_time(rest, dashboard):
     start = time.monotonic()
     with pytest.raises(Unreachable):
         rest.version(timeout_s=0.4)
-    assert time.monotonic() - start < 1.5
+    assert time.monotonic() - start < 2.5
 
 
 @pytest.mark.parametrize(

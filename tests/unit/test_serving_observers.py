@@ -140,7 +140,7 @@ def test_a_slow_disk_costs_lines_and_no_time(tmp_path: Path, monkeypatch: pytest
     for _ in range(100):
         end(recorder, None)
         log.flush()
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < 5
     assert log.lost >= 30
     gate.set()
     log.close()
@@ -304,7 +304,7 @@ def test_a_collector_that_is_gone_costs_spans_and_no_time() -> None:
     for _ in range(50):
         end(recorder, exchange())
         exporter.flush()
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < 5
     exporter.close()
     assert (exporter.sent, exporter.dropped) == (0, 50)
 
