@@ -6,7 +6,9 @@ Simulated traffic, dealt by the router's own permuted blocks of 100, judged at e
 generations that are alike, whose error rate and times drift together, over a weight that grows 5, 10, 25, 50 %. Beside it, on the same
 streams, what other tools do: p99 of a window of 50 canary requests <= 1.2 times stable's; more than 2 % errors in a window of 100
 canary requests; Mann-Whitney on times, p < 0.05 peeked at every 50 canary requests. Then bad canaries: the share that is caught
-within 4,000 requests of the canary, and how many of them it took. Exit status 1 where false alarms are above alpha beyond chance.
+within 4,000 requests of the canary, and how many of them it took. Last, a good canary that is attacked: a client sends it, and it alone
+(by a sticky key, say), requests that stable fails as well when it is asked in its place. Exit status 1 where false alarms are above alpha
+beyond chance.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ MOST = 4000
 
 @dataclass
 class Side:
-    """How a generation behaves: chances by request, times in us."""
+    """How a generation behaves: chances by request, times in us. `poisoned` requests fail at stable as well, which is `told` or not."""
 
     errors: float = 0.01
     nan: float = 0.0
@@ -46,6 +48,8 @@ class Side:
     tail: float = 0.0
     differs: float = 0.0
     dies_after: int = 0
+    poisoned: float = 0.0
+    told: bool = True
 
     def error_rate(self, served: int) -> float:
         """Return the chance of an error; one that runs out of memory dies again and again, each time for as long as it lived / 10."""
@@ -140,7 +144,9 @@ def tick(
     level: float, others: Peers | None, mirror: bool,
 ) -> tuple[int, Delta]:  # fmt: skip
     random_, numbers = dice
-    counts: list[dict[str, Any]] = [{"requests": 0, "errors": 0, "nonfinite": 0, "times": {}} for _ in sides]
+    counts: list[dict[str, Any]] = [
+        {"requests": 0, "errors": 0, "shared": 0, "nonfinite": 0, "times": {}} for _ in sides
+    ]
     noise, uniform = numbers.normal(size=TICK), numbers.random(size=(TICK, 3))
     for place in range(TICK):
         arm = splitter.next() or 0
@@ -148,6 +154,9 @@ def tick(
         into["requests"] += 1
         served += arm
         error = uniform[place, 0] < level * side.error_rate(served)
+        if side.poisoned and random_.random() < side.poisoned:
+            error = True
+            into["shared"] += side.told
         into["errors"] += error
         if not error:
             time_us = (
@@ -166,7 +175,11 @@ def tick(
             others.errors.append(bool(error))
     made = [
         Counts(
-            requests=c["requests"], errors=int(c["errors"]), nonfinite=int(c["nonfinite"]), compute={"1": c["times"]}
+            requests=c["requests"],
+            errors=int(c["errors"]),
+            shared=c["shared"],
+            nonfinite=int(c["nonfinite"]),
+            compute={"1": c["times"]},
         )
         for c in counts
     ]
@@ -239,6 +252,20 @@ def bad(runs: int, seed: int, weights: tuple[int, ...]) -> list[dict[str, Any]]:
     return rows
 
 
+def attacked(runs: int, seed: int) -> dict[str, Any]:
+    """Return how often a good canary of which 20 % of the requests are poison is called bad, or promoted."""
+    found = {
+        told: [
+            rollout(seed + i, Side(poisoned=0.2, told=told), [(10, 1000)], peers=False, mirror=False, wander=True)
+            for i in range(runs)
+        ]
+        for told in (True, False)
+    }
+    alarms = {told: sum(f.judge is not None for f in rows) for told, rows in found.items()}
+    passed = sum(f.passed for f in found[True])
+    return {"runs": runs, "alarms": alarms[True], "alarms_if_charged": alarms[False], "passed": passed}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--quick", action="store_true", help="200 good rollouts, 20 of each bad canary")
@@ -249,8 +276,9 @@ def main() -> int:
     rollouts = options.rollouts or (200 if options.quick else 2000)
     aa = good(rollouts, options.seed * 1_000_000)
     rows = bad(20 if options.quick else 100, options.seed * 1_000_000, (5, 10, 50))
+    poison = attacked(20 if options.quick else 100, options.seed * 1_000_000)
     if options.json:
-        print(json.dumps({"good": aa, "bad": rows}))
+        print(json.dumps({"good": aa, "bad": rows, "attacked": poison}))
         return 0 if aa["ok"] else 1
     print(
         f"good canaries, {rollouts} rollouts to {MOST} canary requests, looked at every {TICK} requests; alpha {ALPHA:.0%}"
@@ -266,6 +294,10 @@ def main() -> int:
         print(
             f"{row['canary']:44} {row['weight']:5}% {row['caught']:7.0%} {figures[0]:>7} {figures[1]:>6}  {', '.join(row['by'])}"
         )
+    print(
+        f"\na good canary, 20 % of its requests chosen to fail at stable as well: {poison['alarms']} of {poison['runs']} called bad "
+        f"({poison['alarms_if_charged']} if the canary alone were charged), {poison['passed']} promoted"
+    )
     return 0 if aa["ok"] else 1
 
 
