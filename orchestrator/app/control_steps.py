@@ -99,7 +99,7 @@ class PoolControl:
         device = str(draft.spec.get("device") or REHEARSAL_DEVICE)
         pool_name = str(draft.spec["pool"])
         pool = self._workplace.environment.pools[pool_name]
-        strategy = Strategy.from_json(draft.spec.get("strategy") or {})
+        actor, strategy = who_asks(self._workplace, pool.site, Strategy.from_json(draft.spec.get("strategy") or {}))
         return DeployRequest(
             endpoint=str(draft.spec["endpoint"]),
             pool=pool_name,
@@ -114,7 +114,7 @@ class PoolControl:
             thresholds=self._limits(draft, variant),
             saturating=variant is not None and is_soc(variant.soc or "") and soc(variant.soc or "").saturating,
             device=device,
-            actor=who_asks(self._workplace, pool.site, strategy),
+            actor=actor,
             reason=reason_of(self._execution),
             wait_s=60.0,
             strategy=strategy,

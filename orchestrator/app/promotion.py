@@ -15,6 +15,7 @@ from orchestrator.app.serve_site import connect
 from orchestrator.app.strategies import choose_strategy, pool_of
 from orchestrator.app.wiring import Workplace
 from orchestrator.core.ids import check_name
+from orchestrator.core.lines import one_line
 from orchestrator.ledger import Holder, Ledger, Owner
 from orchestrator.rollout.capacity import PoolFacts
 from orchestrator.rollout.request import DeployRequest
@@ -74,7 +75,7 @@ def prepare_request(workplace: Workplace, ledger: Ledger, asked: PromoteAsk) -> 
     pool = pool_of(workplace, asked.pool)
     strategy, _ = choose_strategy(workplace, ledger, asked.endpoint, asked.pool, asked.recipe)
     release = find_release(workplace, ledger, parse_model(asked.model))
-    actor = asked.actor or who_asks(workplace, pool.site, strategy)
+    actor, strategy = who_asks(workplace, pool.site, strategy, asked.actor)
     request = deploy_request(workplace, ledger, release, asked.endpoint, asked.pool, pool, actor)
     named = " ".join(
         [f"promote {asked.model}", *([f"({'/'.join(release.source.values())})"] if release.source else [])]
@@ -84,7 +85,7 @@ def prepare_request(workplace: Workplace, ledger: Ledger, asked: PromoteAsk) -> 
         strategy=strategy,
         facts=PoolFacts(asked.pool, pool.models == "lazy", pool.memory or 0),
         expected=asked.expect,
-        reason=asked.reason or named,
+        reason=one_line(asked.reason or named),
         evidence={**asked.evidence, **({"source": dict(release.source)} if release.source else {})},
         wait_s=0.0 if asked.no_wait else math.inf,
     )

@@ -56,6 +56,7 @@ def _under_way(ledger: Ledger, row: Rollout) -> dict[str, Any]:
     canary = ledger.generations.get(row.endpoint, row.generation)
     bundle = canary.bundle if canary is not None else ""
     led = leader(ledger, row.endpoint)
+    missing = missing_approvals(row, strategy, bundle)
     here = strategy.steps[row.step] if row.step < len(strategy.steps) else None
     return {
         "generation": row.generation,
@@ -68,15 +69,23 @@ def _under_way(ledger: Ledger, row: Rollout) -> dict[str, Any]:
         "weight": row.weight,
         "mirror": row.mirror,
         "headers": [dict(header) for header in row.headers],
-        "waiting": dict(row.waiting) if row.waiting else None,
+        "waiting": _waiting(row, missing),
         "intent": row.intent,
         "verdict": dict(row.verdict) if row.verdict else None,
-        "approvals": {"given": [dict(a) for a in row.approvals], "missing": missing_approvals(row, strategy, bundle)},
+        "approvals": {"given": [dict(a) for a in row.approvals], "missing": missing},
         "actor": row.actor,
         "reason": row.reason,
         "started_at": row.started_at,
         "led_by": None if led is None else {"user": led.owner.user, "host": led.owner.host, "pid": led.owner.pid},
     }
+
+
+def _waiting(row: Rollout, missing: int) -> dict[str, Any] | None:
+    """Return what a rollout waits for; the controller's words, but where approvals have come since that it has not seen."""
+    if row.waiting is None or row.waiting.get("kind") != "approval" or missing:
+        return dict(row.waiting) if row.waiting else None
+    who = ", ".join(dict.fromkeys(a["identity"] for a in row.approvals if a["decision"] == "approve"))
+    return {**row.waiting, "text": f"nothing: approved by {who}; it goes on when it is driven"}
 
 
 def history(workplace: Workplace, endpoint: str) -> dict[str, Any]:

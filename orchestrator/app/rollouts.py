@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from orchestrator.app.wiring import Workplace
 from orchestrator.core.errors import Conflict, UsageError
+from orchestrator.core.lines import one_line
 from orchestrator.recipe.problems import did_you_mean
 
 if TYPE_CHECKING:
     from orchestrator.ledger import Generation, Ledger, Rollout
+    from orchestrator.rollout.strategy import Strategy
 
 Decision = Literal["approve", "reject"]
 Intent = Literal["pause", "resume", "abort", "promote"]
@@ -99,7 +101,7 @@ def ask(
         so_already = (intent, row.state.value) in {("pause", "paused"), ("resume", "progressing")}
         if row.intent == intent or (so_already and not row.intent):
             return _told(row, changed=False)
-        return _told(ledger.rollouts.ask(endpoint, intent, actor=actor, reason=reason), changed=True)
+        return _told(ledger.rollouts.ask(endpoint, intent, actor=actor, reason=one_line(reason)), changed=True)
 
 
 def decide(
@@ -108,6 +110,7 @@ def decide(
     decision: Decision,
     *,
     identity: str,
+    by_token: bool,
     reason: str = "",
     generation: int | None = None,
 ) -> dict[str, Any]:
@@ -118,6 +121,7 @@ def decide(
         endpoint: Its name.
         decision: What is said.
         identity: Who says it.
+        by_token: Whether a token has shown that.
         reason: Why.
         generation: What was looked at; None = whichever is under way.
 
@@ -125,7 +129,8 @@ def decide(
         As `ask`, with `approvals: {given, wanted}`.
 
     Raises:
-        Conflict: No rollout is under way, or this identity has said the opposite of this step.
+        UsageError: This rollout's approvals are shown by tokens, and none is.
+        Conflict: No rollout is under way, or this identity has said the opposite of this step, or approves what it asked for.
     """
     from orchestrator.rollout.strategy import Strategy
     from orchestrator.rollout.walk import missing_approvals
@@ -136,20 +141,35 @@ def decide(
         if row is None or canary is None:
             raise _nothing_under_way(ledger, endpoint)
         _same(row, generation)
+        strategy = Strategy.from_json(row.strategy)
+        _may_decide(row, strategy, decision, identity, by_token=by_token)
         said = {
             "identity": identity,
+            "by_token": by_token,
             "decision": decision,
             "step": row.step,
             "bundle": canary.bundle,
-            "reason": reason,
+            "reason": one_line(reason),
             "t": time.time(),
         }
         after = ledger.rollouts.decide(endpoint, row.generation, said, actor=identity)
-        strategy = Strategy.from_json(after.strategy)
         missing = missing_approvals(after, strategy, canary.bundle)
     changed = len(after.approvals) > len(row.approvals)
     told = _told(after, changed=changed) | {"bundle": canary.bundle, "decision": decision, "identity": identity}
     return told | {"approvals": {"given": strategy.approvals - missing, "wanted": strategy.approvals}}
+
+
+def _may_decide(row: Rollout, strategy: Strategy, decision: Decision, identity: str, *, by_token: bool) -> None:
+    if strategy.by_token and not by_token:
+        raise UsageError(
+            f"the site of {row.endpoint!r} named approvers when this rollout was asked for: a token must show who you are",
+            hint="name the environment with -e and the file of your token with --token-file",
+        )
+    if decision == "approve" and strategy.approvals and identity == row.actor:
+        raise Conflict(
+            f"{identity} has asked for this rollout, and approvals are of others",
+            hint="ask somebody else to approve it",
+        )
 
 
 def who_decides(workplace: Workplace, endpoint: str, token_file: Path | None) -> tuple[str, bool]:
@@ -198,7 +218,7 @@ def rollback(workplace: Workplace, asked: RollbackAsk, tell: Callable[[str], Non
             to=asked.to,
             expect=asked.expect,
             actor=asked.actor or user_name(),
-            reason=asked.reason,
+            reason=one_line(asked.reason),
             tell=tell,
         ).to_json()
 

@@ -188,7 +188,9 @@ def _decide(
     workplace = open_workplace(environment)
     identity, shown = rollouts.who_decides(workplace, endpoint, token_file)
     decision = "approve" if verb == "approve" else "reject"
-    done = rollouts.decide(workplace, endpoint, decision, identity=identity, reason=reason, generation=generation)
+    done = rollouts.decide(
+        workplace, endpoint, decision, identity=identity, by_token=shown, reason=reason, generation=generation
+    )
     start(workplace)
     if as_json:
         print_json({"event": "result", **done, "by_token": shown})

@@ -66,7 +66,9 @@ class Actions:
             self._leading.lead_on(endpoint, number)
             return _ASKED[action] if told["changed"] else f"Nothing to do: the rollout is {told['state']}."
         decision = "approve" if action == "approve" else "reject"
-        rollouts.decide(self._workplace, endpoint, decision, identity=who.id, reason=reason, generation=number)
+        rollouts.decide(
+            self._workplace, endpoint, decision, identity=who.id, by_token=True, reason=reason, generation=number
+        )
         self._leading.lead_on(endpoint, number)
         return f"Recorded: {who.id} {decision}s generation {number}."
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from sqlalchemy import Connection, func, select, update
 
@@ -28,6 +28,7 @@ from orchestrator.ledger.rollout_reading import (
 from orchestrator.ledger.rollout_rows import EvidenceRow, Intent, Rollout, RolloutState
 from orchestrator.ledger.rollout_schema import evidence, rollouts
 from orchestrator.ledger.rows import Lease
+from orchestrator.ledger.schema import audit
 
 _OPERATORS: Final = ("intent", "approvals")
 _FIXED: Final = ("endpoint", "generation", "site", "pool", "stable", "strategy", "actor", "reason", "started_at")
@@ -134,6 +135,21 @@ class Rollouts:
             facts = {"intent": intent, "reason": reason}
             self._audit.append_in(connection, actor, "rollout.ask", subject(known), facts)
             return replace(known, intent=intent)
+
+    def wish(self, endpoint: str, generation: int) -> str:
+        """Return who has left the last wish, and why: `ada: wrong labels`; empty where nobody has."""
+        query = (
+            select(audit.c.actor, audit.c.detail)
+            .where((audit.c.subject == f"{endpoint}/{generation}") & (audit.c.action == "rollout.ask"))
+            .order_by(audit.c.seq.desc())
+            .limit(1)
+        )
+        with self._database.read() as connection:
+            found = connection.execute(query).tuples().first()
+        if found is None:
+            return ""
+        actor, detail = str(found[0]), cast("Mapping[str, Any]", found[1] or {})
+        return f"{actor}: {detail['reason']}" if detail.get("reason") else actor
 
     def answered(self, endpoint: str, generation: int, intent: str, lease: Lease) -> None:
         """The wish has been carried out: forget it, unless another has come meanwhile.

@@ -138,6 +138,7 @@ class Controller:
             step=self._evidence.of_step(row),
             background=self._evidence.beside(row),
             kill=reason_to_kill(self._strategy.kill, self._evidence.rows, restarts),
+            wish=self._ledger.rollouts.wish(row.endpoint, row.generation) if row.intent else "",
         )
 
     def _restarts(self) -> dict[str, dict[str, int]]:

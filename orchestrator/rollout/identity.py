@@ -37,6 +37,7 @@ _DAY: Final = re.compile(r"\d{4}-\d{2}-\d{2}|\d{8}|\d{4}-?W\d{2}(-?\d)?")
 _MAX_FILE_BYTES: Final = 1 << 20
 _MAX_TOKEN: Final = 512
 _TOKENS_PER_ID: Final = 2
+# A message must not begin with a word of six letters: after "my.token: " it would be taken for a secret, and masked.
 _HINT: Final = "`orchestrate rollout token ID --role approve` writes such lines"
 
 
@@ -138,7 +139,7 @@ def given_token(file: Path | None) -> str:
     token = os.environ.get(TOKEN_VARIABLE, "").strip() if file is None else _private_text(file).strip()
     if not token:
         where = f"{file} is empty" if file is not None else f"neither a token file nor {TOKEN_VARIABLE} is given"
-        raise UsageError(f"no token: {where}", hint="name the file of your token with --token-file")
+        raise UsageError(f"there is no token, {where}", hint="name the file of your token with --token-file")
     remember_secret(token)
     return token
 
@@ -235,10 +236,12 @@ def _private_text(path: Path) -> str:
                 raise UsageError("the tokens are in no regular file", place=str(path))
             if found.st_mode & 0o077 or found.st_uid not in (0, os.geteuid()):
                 mode = stat.S_IMODE(found.st_mode)
-                raise UsageError(f"others can use the file: mode {mode:o}", place=str(path), hint=f"chmod 600 {path}")
+                raise UsageError(
+                    f"the file can be used by others: mode {mode:o}", place=str(path), hint=f"chmod 600 {path}"
+                )
             return file.read(_MAX_FILE_BYTES).decode("ascii")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the tokens: {error}", place=str(path), hint=_HINT) from error
+        raise UsageError(f"the tokens cannot be read: {error}", place=str(path), hint=_HINT) from error
 
 
 def _state(path: Path) -> tuple[int, int, int, int] | None:

@@ -258,7 +258,7 @@ def _target(known: tuple[Generation, ...], live: Generation, to: int | None) -> 
     if to is not None:
         found = next((g for g in known if g.number == to and g.state in _SERVED), None)
         if found is None:
-            numbers = ", ".join(str(g.number) for g in served) or "none"
+            numbers = ", ".join(str(g.number) for g in (*served, live))
             raise UsageError(f"generation {to} of {live.endpoint!r} has never served", hint=f"these have: {numbers}")
         return found
     below = live
@@ -267,8 +267,9 @@ def _target(known: tuple[Generation, ...], live: Generation, to: int | None) -> 
     other = [g for g in served if g.number < below.number and _build(g) != _build(live)]
     if not other:
         raise UsageError(
-            f"nothing served at endpoint {live.endpoint!r} before generation {live.number}",
-            hint="name a generation with --to; `orchestrate rollout history` lists them",
+            f"nothing is left to go back to: no other build served at endpoint {live.endpoint!r} before generation {below.number}"
+            + (f", whose build generation {live.number} serves" if below.number != live.number else ""),
+            hint="name a generation with --to, also one that was rolled back from; `orchestrate rollout history` lists them",
         )
     return other[-1]
 

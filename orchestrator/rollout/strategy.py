@@ -63,6 +63,7 @@ class Strategy:
         keep: Former generations whose files stay on disk.
         progress_deadline_s: A rollout that makes no step for so long, and waits for nobody, has failed.
         approvals: Different identities that must approve before it goes live.
+        by_token: The site names approvers: only what a token shows counts as an approval.
         probe_rate: Golden samples per second to each generation while an analysis waits; 0 = none.
         scale_down_delay_s: How long the former generation stays loaded at least; 0 = until the next rollout needs the room.
         promote_from: Alias of MLflow that may ask for a rollout; empty = none.
@@ -79,6 +80,7 @@ class Strategy:
     keep: int = 2
     progress_deadline_s: float = 600.0
     approvals: int = 0
+    by_token: bool = False
     probe_rate: float = 0.0
     scale_down_delay_s: float = 0.0
     promote_from: str = ""
@@ -109,6 +111,7 @@ class Strategy:
             "analysis": None if self.analysis is None else self.analysis.to_json(),
             "kill": self.kill.to_json(),
             **{name: getattr(self, name) for name in _PLAIN},
+            **({_BY_TOKEN: True} if self.by_token else {}),
         }
 
     @classmethod
@@ -120,10 +123,12 @@ class Strategy:
             steps=tuple(step_from_json(step) for step in cast("Sequence[Mapping[str, Any]]", data.get("steps", ()))),
             analysis=None if analysis is None else AnalysisSpec.from_json(analysis),
             kill=KillSpec.from_json(data.get("kill") or {}),
+            by_token=bool(data.get(_BY_TOKEN)),
             **{name: data[name] for name in _PLAIN if name in data},
         )
 
 
+_BY_TOKEN = "by_token"  # noqa: S105 - a name
 _PLAIN = (
     "sticky",
     "on_failure",

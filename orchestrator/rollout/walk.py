@@ -41,6 +41,7 @@ class Facts:
         step: Judgement of the step, where it is an analysis.
         background: Judgement of the analysis beside the steps, once it watches.
         kill: Why the rollout must end at once; empty when nothing says so.
+        wish: Who has left the operator's wish, and why.
     """
 
     now: float
@@ -50,6 +51,7 @@ class Facts:
     step: Judgement | None = None
     background: Judgement | None = None
     kill: str = ""
+    wish: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,8 @@ def decide(row: Rollout, strategy: Strategy, facts: Facts) -> Move:
 
 def missing_approvals(row: Rollout, strategy: Strategy, bundle: str) -> int:
     """Return how many people must still approve: distinct identities, without the one who asked for the rollout."""
-    said = {a["identity"] for a in row.approvals if a["decision"] == "approve" and a["bundle"] == bundle}
+    given = [a for a in row.approvals if a.get("by_token") or not strategy.by_token]
+    said = {a["identity"] for a in given if a["decision"] == "approve" and a["bundle"] == bundle}
     return max(0, strategy.approvals - len(said - {row.actor}))
 
 
@@ -97,9 +100,9 @@ def _obey(row: Rollout, strategy: Strategy, facts: Facts) -> Move:
     row = replace(row, notes={**row.notes, OBEYED: row.intent})
     paused = row.state == RolloutState.PAUSED
     if row.intent == "abort":
-        return _lose(row, "operator", "aborted by an operator", automatic=False)
+        return _lose(row, "operator", f"aborted by {facts.wish or 'an operator'}", automatic=False)
     if row.intent == "pause" and not paused:
-        return _hold(row, "operator", "paused by an operator", facts)
+        return _hold(row, "operator", f"paused by {facts.wish or 'an operator'}", facts)
     if row.intent == "promote" and row.step < len(strategy.steps):
         row = _at(row, len(strategy.steps), facts.now)
         return Move(replace(row, notes={**row.notes, _SKIPPED: True}))

@@ -20,9 +20,3 @@ class RequestError(ServingError):
         self.status = status
         self.kind = kind
         self.retry_after_s = retry_after_s
-
-
-def one_line(message: str) -> str:
-    """Return the message as one printable line of at most 600 characters of the original."""
-    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message[:600])
-    return text.encode("utf-8", "replace").decode()

@@ -127,9 +127,9 @@ def endpoint(**changes: Any) -> EndpointView:
         "older": 0,
         "split": (live, canary),
         "arms": (
-            ArmView(3, "by weight", 15_980, 61, 0, 0, 0, 0),
-            ArmView(4, "by weight", 1_780, 7, 7, 0, 0, 0),
-            ArmView(4, "replayed samples", 240, 0, 0, 0, 0, 0),
+            ArmView(3, "by weight", 15_980, 61, 0, 0, 0, 0, 0),
+            ArmView(4, "by weight", 1_780, 7, 0, 7, 0, 0, 0),
+            ArmView(4, "replayed samples", 240, 0, 0, 0, 0, 0, 0),
         ),
         "pairs": PairsView(1_780, 1_775, 1_778, 2, 14, 0),
         "rollout": rollout(),

@@ -33,8 +33,11 @@ def test_a_token_names_who_asks(token: Path, monkeypatch: pytest.MonkeyPatch) ->
         asker.who_asks(NOWHERE, "plant", Strategy(approvals=2))
     assert "ORCHESTRATE_TOKEN_FILE" in (refused.value.hint or "")
     monkeypatch.setenv("ORCHESTRATE_TOKEN_FILE", str(token))
-    assert asker.who_asks(NOWHERE, "plant", Strategy(approvals=2)) == "ada.l"
-    assert asker.who_asks(NOWHERE, "plant", Strategy()) == user_name()
+    who, strategy = asker.who_asks(NOWHERE, "plant", Strategy(approvals=2))
+    assert (who, strategy.by_token) == ("ada.l", True)
+    assert Strategy.from_json(strategy.to_json()) == strategy
+    assert asker.who_asks(NOWHERE, "plant", Strategy()) == (user_name(), Strategy())
+    assert asker.who_asks(NOWHERE, "plant", Strategy(approvals=1), "alias ascend")[1].by_token
 
 
 def test_who_may_only_look_asks_for_nothing(token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,4 +52,4 @@ def test_where_nobody_is_named_it_is_the_user_whatever_a_variable_says(monkeypat
     before = user_name()
     monkeypatch.setenv("LOGNAME", "somebody-else")
     monkeypatch.setenv("USER", "somebody-else")
-    assert asker.who_asks(NOWHERE, "plant", Strategy(approvals=2)) == before
+    assert asker.who_asks(NOWHERE, "plant", Strategy(approvals=2, by_token=True)) == (before, Strategy(approvals=2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +38,15 @@ def environment(tmp_path: Path) -> Path:
     return path
 
 
-def under_way(environment: Path, *, site: str = "local", reason: str = "better") -> None:
+def under_way(environment: Path, *, site: str = "local", reason: str = "better", by_token: bool = False) -> None:
     """Generation 1 is live; 2 is a canary that nobody drives."""
     with open_workplace(environment).open_ledger() as ledger, held(ledger) as lease:
         ledger.generations.append(request("1", site=site), lease)
         ledger.generations.set_state("digits", 1, GenerationState.LIVE, lease, actor="ada")
         ledger.generations.append(request("2", expected=1, site=site), lease)
         row = Rollout(
-            endpoint="digits", generation=2, site=site, pool="edge", stable=1, strategy=STRATEGY.to_json(),
-            actor="ada", reason=reason,
+            endpoint="digits", generation=2, site=site, pool="edge", stable=1,
+            strategy=replace(STRATEGY, by_token=by_token).to_json(), actor="ada", reason=reason,
         )  # fmt: skip
         ledger.rollouts.begin(row, lease)
 
@@ -186,11 +187,26 @@ def test_who_approves_is_shown_by_a_token(
     assert call(capsys, environment, "rollout", "reject", "--endpoint", "digits")[0] == 4
 
 
+def test_what_tokens_must_approve_no_user_approves_and_nobody_their_own(environment: Path) -> None:
+    workplace = open_workplace(environment)
+    under_way(environment, by_token=True)
+    with pytest.raises(UsageError, match="a token must show who you are"):
+        rollouts.decide(workplace, "digits", "approve", identity="eve", by_token=False)
+    with pytest.raises(Conflict, match="ada has asked for this rollout"):
+        rollouts.decide(workplace, "digits", "approve", identity="ada", by_token=True)
+    said = rollouts.decide(workplace, "digits", "approve", identity="eve", by_token=True, reason="fine\x1b[31m\nreally")
+    assert said["approvals"] == {"given": 1, "wanted": 2}
+    with workplace.open_ledger() as ledger:
+        found = ledger.rollouts.active("digits")
+    assert found is not None
+    assert found.approvals[0]["reason"] == r"fine\x1b[31m\nreally"
+
+
 def test_who_looked_at_another_generation_decides_nothing(environment: Path) -> None:
     under_way(environment)
     workplace = open_workplace(environment)
     with pytest.raises(Conflict, match="is of generation"):
-        rollouts.decide(workplace, "digits", "approve", identity="eve", generation=99)
+        rollouts.decide(workplace, "digits", "approve", identity="eve", by_token=True, generation=99)
     with workplace.open_ledger() as ledger:
         found = ledger.rollouts.active("digits")
         assert found is not None

@@ -43,7 +43,7 @@ def test_it_does_not_start_where_strangers_reach_it(workplace: Workplace, tmp_pa
         with pytest.raises(InfraError, match="cannot listen"), open_console(workplace, taken):
             pass
     with (
-        pytest.raises(UsageError, match="cannot read the tokens"),
+        pytest.raises(UsageError, match="the tokens cannot be read"),
         open_console(workplace, ConsoleSettings(token_file=tmp_path / "none")),
     ):
         pass

@@ -131,7 +131,7 @@ def test_the_file_is_read_again_when_it_changes_and_fails_closed(path: Path) -> 
         known.identify(ada)
     assert not known.still(shown, digest_of(ada))
     path.unlink()
-    with pytest.raises(UsageError, match="cannot read the tokens"):
+    with pytest.raises(UsageError, match="the tokens cannot be read"):
         known.identify(bob)
     os.mkfifo(path)
     with pytest.raises(UsageError, match="no regular file"):
@@ -145,7 +145,7 @@ def test_a_token_comes_from_a_private_file_or_the_environment(tmp_path: Path, mo
     assert given_token(file) == "of-the-file"
     assert given_token(None) == "of-the-variable"
     file.chmod(0o644)
-    with pytest.raises(UsageError, match="others can use the file"):
+    with pytest.raises(UsageError, match="can be used by others"):
         given_token(file)
     monkeypatch.delenv("ORCHESTRATE_TOKEN")
     with pytest.raises(UsageError, match="--token-file"):

@@ -11,7 +11,8 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.serving.errors import RequestError, one_line
+from orchestrator.core.lines import one_line
+from orchestrator.serving.errors import RequestError
 from orchestrator.serving.protocol.oip_grpc import MESSAGES, parse_request
 from orchestrator.serving.protocol.proto import ProtoError, load_messages, parse_proto
 from orchestrator.serving.protocol.tensors import ITEM_BYTES, join_bytes

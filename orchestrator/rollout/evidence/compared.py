@@ -196,6 +196,8 @@ class Compared:
         sides = (
             f"{x1:.0f} of {n1:.0f} {self._what} ({percent(x1 / n1)}{both}), stable {percent(x0 / n0 if n0 else 0.0)}"
         )
+        if self.probes.canary[0]:
+            sides += f", {percent(self.probes.canary[0] / n1)} of them synthetic"
         late = "; stable had no requests beside them" if self.routed.alone_n1 else ""
         if state == "failed":
             return f"{self.name}: {sides}: worse than stable ({self._failed}){late}"

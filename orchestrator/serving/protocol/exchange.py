@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import orjson
 
-from orchestrator.serving.errors import RequestError, one_line
+from orchestrator.core.lines import one_line
+from orchestrator.serving.errors import RequestError
 from orchestrator.serving.protocol import codings
 from orchestrator.serving.protocol.answer import write_answer
 from orchestrator.serving.protocol.heads import Head

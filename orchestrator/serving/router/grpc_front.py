@@ -14,8 +14,9 @@ import grpc.aio
 from google.protobuf import json_format
 
 from orchestrator.core.errors import ServingError
+from orchestrator.core.lines import one_line
 from orchestrator.serving.dispatch.lanes import Lane, Request
-from orchestrator.serving.errors import RequestError, one_line
+from orchestrator.serving.errors import RequestError
 from orchestrator.serving.protocol.grpc_forms import RawForms, render
 from orchestrator.serving.protocol.limits import Limits
 from orchestrator.serving.protocol.oip_grpc import MESSAGES, decode
