@@ -248,7 +248,7 @@ def test_a_handshake_that_stops_half_way_holds_nobody_up(guarded: Guarded) -> No
     began = time.monotonic()
     with guarded.http(guarded.client, guarded.token) as client:
         assert client.post(INFER, content=BODY).status_code == 200
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 5
     for link in idle:
         link.close()
 

@@ -181,7 +181,7 @@ def test_doing_it_again_sends_nothing(shown: Shown) -> None:
     started = time.monotonic()
     again = project(shown.snapshot, shown.mapping, uri=shown.uri)
     assert again.done
-    assert time.monotonic() - started < 0.5
+    assert time.monotonic() - started < 5
     assert shown.mapping.values == before
     assert again.urls == shown.report.urls
 
