@@ -62,6 +62,7 @@ def scale(ledger: Ledger, site: Site, request: ScaleRequest, owner: Owner, *, te
         ServingError: New replicas did not get ready; the ledger keeps the new number, the same command waits again.
     """
     with ledger.leases.held(f"endpoint/{request.endpoint}", owner, ttl_s=_TTL_S, wait_s=0.0) as lease:
+        _no_rollout(ledger, request.endpoint)
         live = ledger.generations.live(request.endpoint)
         if live is None:
             raise UsageError(
@@ -119,6 +120,7 @@ def delete(
         Unreachable: The router did not answer; the same command goes on.
     """
     with ledger.leases.held(f"endpoint/{endpoint}", owner, ttl_s=_TTL_S, wait_s=0.0) as lease:
+        _no_rollout(ledger, endpoint)
         ending = _end_all(ledger, endpoint, lease, actor)
         point("delete.draining")
         if ending:
@@ -134,6 +136,16 @@ def delete(
         if numbers:
             ledger.audit.append(actor, "endpoint.delete", endpoint, {"generations": list(numbers)})
         return Deleted(endpoint, numbers)
+
+
+def _no_rollout(ledger: Ledger, endpoint: str) -> None:
+    """Refuse while a rollout is under way, also one that waits for a person and that nobody leads."""
+    row = ledger.rollouts.active(endpoint)
+    if row is not None:
+        raise Conflict(
+            f"generation {row.generation} is being rolled out at endpoint {endpoint!r}",
+            hint=f"let it end, or take it back first: orchestrate rollout abort --endpoint {endpoint}",
+        )
 
 
 def _end_all(ledger: Ledger, endpoint: str, lease: Lease, actor: str) -> list[Generation]:

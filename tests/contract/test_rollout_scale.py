@@ -12,11 +12,14 @@ from support.fake_site import DEVICE, FakeSite, make_bundle
 from support.forked import fired, run_forked
 from support.ledger_samples import digest
 
-from orchestrator.core.errors import Conflict, ServingError, UsageError
+from orchestrator.core.errors import Conflict, ServingError, UsageError, Waiting
 from orchestrator.ledger import Ledger, Owner
 from orchestrator.rollout.deploy import deploy
 from orchestrator.rollout.request import DeployRequest
+from orchestrator.rollout.rollback import rollback
 from orchestrator.rollout.scale import Deleted, Scaled, ScaleRequest, delete, scale
+from orchestrator.rollout.strategy import Strategy
+from orchestrator.rollout.strategy_steps import Pause, SetWeight
 
 
 @pytest.fixture
@@ -77,6 +80,23 @@ def test_scale_of_what_is_not_live_and_beside_a_rollout(ledger: Ledger, site: Fa
         with pytest.raises(Conflict):
             command()
     assert rows(ledger) == []
+
+
+def test_a_rollout_that_waits_for_a_person_is_not_deleted_under_their_eyes(ledger: Ledger, site: FakeSite) -> None:
+    make_bundle(site.folder, "2")
+    how = Strategy(kind="canary", steps=(SetWeight(30), Pause()))
+    request = DeployRequest(
+        endpoint="digits", pool="edge", bundle=digest("2"), path=site.folder / "bundles" / "2", runtime="onnx-cpu",
+        device=DEVICE, actor="ada", strategy=how,
+    )  # fmt: skip
+    with pytest.raises(Waiting):
+        deploy(ledger, site, request, Owner.here("test"))
+    for change in (lambda: remove(ledger, site), lambda: take(ledger, site, 1)):
+        with pytest.raises(Conflict, match="generation 2 is being rolled out"):
+            change()
+    assert ledger.rollouts.active("digits") is not None
+    rollback(ledger, site, "digits", actor="bob")
+    assert remove(ledger, site).generations == (1,)
 
 
 def test_a_replica_that_fails_is_told(ledger: Ledger, site: FakeSite) -> None:
