@@ -194,9 +194,13 @@ class _Back:
         return made
 
     def _finish(self) -> None:
-        self._stage.publish()
-        point("rollout.back_published")
-        self._stage.end_former(self._endpoint, self._drain_timeout_s)
+        """Show what was decided. Who has taken the lead since shows it too: what was committed stays done."""
+        try:
+            self._stage.publish()
+            point("rollout.back_published")
+            self._stage.end_former(self._endpoint, self._drain_timeout_s)
+        except Conflict:
+            return
 
     def _id(self, to: int | None, expect: int, after: int) -> str:
         """Return one id for one wish; `after`, the last try of it that failed, makes the next try a new one."""
