@@ -11,7 +11,7 @@ demo: .venv/run.stamp
 
 test: .venv/test.stamp lint
 	bash tests/install-tools.sh
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .

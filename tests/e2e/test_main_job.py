@@ -39,6 +39,10 @@ STEPS = [
 ]
 
 
+EPOCHS = 30
+"""Of the training that is killed: so many that it cannot end before its worker has noticed."""
+
+
 def run(project: Project, *arguments: str, **extra: str) -> Done:
     return project.run("run", RECIPE, "-e", LOCAL, "--json", *arguments, timeout_s=280, **extra)
 
@@ -209,7 +213,8 @@ def test_a_missed_gate_says_by_how_much(project: Project, first: Done, tmp_path:
 
 def test_three_kills_of_the_orchestrator_end_as_if_nothing_had_happened(project: Project, first: Done):
     """kill -9 in the middle of training, between registering and deploying, and in the middle of the deploy."""
-    longer = ("--set", "params.epochs=20")
+    quick = ("--set", "rollout.probe.rate=100", "--set", "rollout.canary.steps.4.pause.duration=0.1s")
+    longer = ("--set", f"params.epochs={EPOCHS}", *quick)
     earlier = len(ask(project, "status", "--recipe", "digits")["executions"])
     process = project.start("run", RECIPE, "-e", LOCAL, "--json", *longer)
     trained = 0
@@ -243,7 +248,7 @@ def test_three_kills_of_the_orchestrator_end_as_if_nothing_had_happened(project:
     before, after = _epochs_trained(project, committed)
     assert before == list(range(committed + 1)), "what was committed before the kill"
     assert min(after) == committed + 1, "no committed epoch was trained again"
-    assert sorted(set(after)) == list(range(committed + 1, 20))
+    assert sorted(set(after)) == list(range(committed + 1, EPOCHS))
     assert len(after) - len(set(after)) <= 1, "only the epoch that was being committed may be trained again"
     (row,) = ask(project, "endpoint", "list")["endpoints"]
     assert (row["generation"], row["state"]) == (2, "ready")
