@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ import pytest
 import tritonclient.http
 from support.browser import chromium, click, needs_browser, see
 from support.project import ROOT, Done, Project
+
+from orchestrator.tracking.ui import serve_ui
 
 RECIPE = str(ROOT / "recipes" / "digits" / "recipe.yaml")
 LOCAL = str(ROOT / "configs" / "local.yaml")
@@ -348,6 +351,55 @@ def test_a_user_goes_back_and_forth_and_a_person_is_waited_for(project: Project,
     ]
     assert project.run("rollout", "watch", "--once", "-e", LOCAL, timeout_s=120).code == 0
     assert (row := ask(project, "endpoint", "list")["endpoints"][0])["bundle"] == served["bundle"], row
+
+
+def test_a_promotion_without_mlflow_is_done_and_shown_when_mlflow_is_back(
+    project: Project, first: Done, tmp_path: Path
+):
+    (served,) = ask(project, "endpoint", "list")["endpoints"]
+    assert served["bundle"] != first.result["endpoint"]["bundle"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment, recipe = tmp_path / "down.yaml", tmp_path / "digits" / "recipe.yaml"
+    text = Path(LOCAL).read_text()
+    assert "tracking: {uri: sqlite}" in text
+    environment.write_text(text.replace("tracking: {uri: sqlite}", f"tracking: {{uri: 'http://127.0.0.1:{port}'}}"))
+    shutil.copytree(Path(RECIPE).parent, recipe.parent)
+    before, _, _ = recipe.read_text().partition("\nrollout:")
+    quick = "{endpoint: digits, pool: edge, canary: {steps: [{set_weight: 50}, {pause: {duration: 0.1s}}]}}"
+    recipe.write_text(f"{before}\nrollout: {quick}\n")
+    there = ("-e", str(environment), "--json")
+
+    def latest() -> dict[str, Any]:
+        done = project.run("rollout", "history", "--endpoint", "digits", *there)
+        return done.result["generations"][-1]
+
+    done = project.run(
+        "promote", first.result["endpoint"]["bundle"], "--endpoint", "digits", "--pool", "edge",
+        "--recipe", str(recipe), *there, timeout_s=120,
+    )  # fmt: skip
+    assert done.code == 0, done.err + done.out
+    row = latest()
+    assert (row["generation"], row["state"], row["projection"]) == (5, "live", "pending")
+    state = project.folder / ".orchestrate"
+    with serve_ui(f"sqlite:///{state}/mlflow.db", state / "mlartifacts", port=port) as ui:
+        deadline = time.monotonic() + 60
+        while latest()["projection"] != "done":
+            assert time.monotonic() < deadline, "MLflow was not brought up to date"
+            assert project.run("rollout", "watch", "--once", "-e", str(environment), timeout_s=60).code == 0
+        shown = httpx.post(
+            f"{ui.url}/api/2.0/mlflow/runs/search",
+            json={"experiment_ids": _experiments(ui.url), "filter": "tags.`orch.kind` = 'rollout'"},
+        ).json()["runs"]
+    assert [run["info"]["status"] for run in shown if run["info"]["run_name"] == "promote digits 4 -> 5"] == [
+        "FINISHED"
+    ]
+
+
+def _experiments(url: str) -> list[str]:
+    found = httpx.post(f"{url}/api/2.0/mlflow/experiments/search", json={"max_results": 100}).json()
+    return [experiment["experiment_id"] for experiment in found["experiments"]]
 
 
 def test_down_leaves_nothing(project: Project, url: str):
