@@ -112,6 +112,7 @@ class _Deploy:
         self._check_pool(live)
         self._check_others()
         if live is not None and self._request.asks_for(live) and not _staged(known):
+            self._check_expected(known, live)
             row = self._ledger.rollouts.get(live.endpoint, live.number)
             if row is not None and row.state.active:
                 row = self._walk(row)
@@ -137,6 +138,18 @@ class _Deploy:
                 f"endpoint {live.endpoint!r} lives in pool {live.pool!r} of site {live.site!r}, "
                 f"not in {self._request.pool!r} of {self._site.name!r}",
                 hint="give the new pool another endpoint name",
+            )
+
+    def _check_expected(self, known: tuple[Generation, ...], live: Generation) -> None:
+        """What is asked for is live: the repeated command names the generation before it, or this one; another never was seen."""
+        served = (GenerationState.WARM, GenerationState.DRAINING, GenerationState.RETIRED)
+        before = max((g.number for g in known if g.number < live.number and g.state in served), default=0)
+        expected = self._request.expected
+        if expected not in (None, before, live.number):
+            raise Conflict(
+                f"endpoint {live.endpoint!r} is at generation {live.number}, not {expected}",
+                hint="someone else changed it; look at the endpoint, then repeat the command",
+                details={"live": live.number, "expected": expected},
             )
 
     def _check_others(self) -> None:

@@ -230,6 +230,8 @@ def test_expectations_are_compared(ledger: Ledger, run: Run) -> None:
         run("2", expected=0)
     run("2", expected=1)
     assert run("2", expected=1).generation == 2  # the same command again
+    with pytest.raises(Conflict, match="is at generation 2, not 77"):
+        run("2", expected=77)
     with pytest.raises(Conflict, match="is at generation 2, not 1"):
         run("1", expected=1)
     assert states(ledger) == {1: "warm", 2: "live"}
