@@ -18,6 +18,7 @@ from orchestrator.core.faults import point
 from orchestrator.core.ids import check_name
 from orchestrator.ledger import Generation, GenerationState, Holder, Lease, Ledger, Owner, Rollout, RolloutState
 from orchestrator.rollout.controller import Controller
+from orchestrator.rollout.going_back import before
 from orchestrator.rollout.lead import follow
 from orchestrator.rollout.request import Deployed, DeployRequest
 from orchestrator.rollout.room import make_room
@@ -142,10 +143,8 @@ class _Deploy:
 
     def _check_expected(self, known: tuple[Generation, ...], live: Generation) -> None:
         """What is asked for is live: the repeated command names the generation before it, or this one; another never was seen."""
-        served = (GenerationState.WARM, GenerationState.DRAINING, GenerationState.RETIRED)
-        before = max((g.number for g in known if g.number < live.number and g.state in served), default=0)
         expected = self._request.expected
-        if expected not in (None, before, live.number):
+        if expected not in (None, before(known, live), live.number):
             raise Conflict(
                 f"endpoint {live.endpoint!r} is at generation {live.number}, not {expected}",
                 hint="someone else changed it; look at the endpoint, then repeat the command",

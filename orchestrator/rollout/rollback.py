@@ -12,18 +12,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from orchestrator.core.digests import sha256_json
-from orchestrator.core.errors import Conflict, OrchestratorError, StoreError, UsageError
+from orchestrator.core.errors import Conflict, OrchestratorError, StoreError
 from orchestrator.core.faults import point
 from orchestrator.ledger import Generation, GenerationRequest, GenerationState, Lease, Ledger, Owner
+from orchestrator.rollout import going_back
 from orchestrator.rollout.readiness import counters
 from orchestrator.rollout.site import Site
 from orchestrator.rollout.stage import TTL_S, Stage
 
 _DRAIN_S: Final = 5.0
 """The switch has happened before; the router still answers what the former one holds."""
-_SERVED: Final = frozenset(
-    {GenerationState.LIVE, GenerationState.WARM, GenerationState.DRAINING, GenerationState.RETIRED}
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,15 +119,15 @@ class _Back:
 
     def go(self, to: int | None, expect: int | None) -> RolledBack:
         known = self._ledger.generations.list(self._endpoint)
-        live = _live(known, self._endpoint)
+        live = going_back.live_one(known, self._endpoint)
         done = None
         if expect is not None:  # the same command before, and each that failed at loading
-            ids = {self._id(to, expect, after) for after in (0, *_failed(known, expect))}
+            ids = {self._id(to, expect, after) for after in (0, *going_back.failed(known, expect))}
             done = next((g for g in reversed(known) if g.request_id in ids), None)
-        done = done or (live if to is None and _unfinished(known, live) else None)
+        done = done or (live if to is None and going_back.unfinished(known, live) else None)
         if done is not None and done.number == live.number:
             self._finish()
-            return self._told(live, _origin(known, live), was=_before(known, live), changed=False)
+            return self._told(live, going_back.origin(known, live), was=going_back.before(known, live), changed=False)
         if expect is not None and live.number != expect:
             raise Conflict(
                 f"endpoint {self._endpoint!r} is at generation {live.number}, not {expect}",
@@ -140,11 +138,14 @@ class _Back:
         under_way = self._ledger.rollouts.active(self._endpoint) is not None
         if staged is not None and under_way and to in (None, live.number):
             return self._take_back(staged, live)
-        request_id = self._id(to, live.number, max(_failed(known, live.number), default=0))
+        request_id = self._id(to, live.number, max(going_back.failed(known, live.number), default=0))
         if staged is not None and staged.kind == "rollback" and to is None:
-            to, request_id = _origin(known, staged).number, staged.request_id  # a killed rollback was loading it
-        target = _target(known, live, to)
-        if _build(target) == _build(live):
+            to, request_id = (
+                going_back.origin(known, staged).number,
+                staged.request_id,
+            )  # a killed rollback was loading it
+        target = going_back.target(known, live, to)
+        if going_back.build(target) == going_back.build(live):
             self._finish()
             return self._told(live, target, was=live.number, changed=False)
         return self._to(target, live, staged, request_id)
@@ -218,64 +219,6 @@ def _undecided(error: OrchestratorError) -> bool:
     from orchestrator.core.errors import Unreachable
 
     return isinstance(error, Unreachable)
-
-
-def _live(known: tuple[Generation, ...], endpoint: str) -> Generation:
-    live = next((g for g in known if g.state == GenerationState.LIVE), None)
-    if live is None:
-        raise UsageError(f"no generation of endpoint {endpoint!r} is live", hint="orchestrate endpoint list")
-    return live
-
-
-def _failed(known: tuple[Generation, ...], live: int) -> list[int]:
-    """Return the rollbacks from a live generation whose builds could not be loaded, or were not proven."""
-    return [g.number for g in known if g.number > live and g.kind == "rollback" and g.state == GenerationState.FAILED]
-
-
-def _unfinished(known: tuple[Generation, ...], live: Generation) -> bool:
-    """Tell whether a killed rollback has committed and not let the former generation end: a repeat is no second one."""
-    return live.kind == "rollback" and any(g.state == GenerationState.DRAINING for g in known)
-
-
-def _build(generation: Generation) -> tuple[object, ...]:
-    builds = tuple(build["variant"] for build in generation.builds)
-    return (generation.bundle, generation.variant, generation.runtime, generation.device, builds)
-
-
-def _origin(known: tuple[Generation, ...], of: Generation) -> Generation:
-    """Return the latest generation before `of` that served the same build; itself where there is none."""
-    same = [g for g in known if g.number < of.number and g.state in _SERVED and _build(g) == _build(of)]
-    return same[-1] if same else of
-
-
-def _before(known: tuple[Generation, ...], live: Generation) -> int:
-    """Return the generation that was live before; 0 = none."""
-    return max((g.number for g in known if g.number < live.number and g.state in _SERVED), default=0)
-
-
-def _target(known: tuple[Generation, ...], live: Generation, to: int | None) -> Generation:
-    """Return the generation to go back to.
-
-    What was rolled back from is not gone back to unless it is asked for: from a rollback the way leads further back.
-    """
-    served = [g for g in known if g.state in _SERVED and g.number != live.number]
-    if to is not None:
-        found = next((g for g in known if g.number == to and g.state in _SERVED), None)
-        if found is None:
-            numbers = ", ".join(str(g.number) for g in (*served, live))
-            raise UsageError(f"generation {to} of {live.endpoint!r} has never served", hint=f"these have: {numbers}")
-        return found
-    below = live
-    while below.kind == "rollback" and (earlier := _origin(known, below)).number != below.number:
-        below = earlier
-    other = [g for g in served if g.number < below.number and _build(g) != _build(live)]
-    if not other:
-        raise UsageError(
-            f"nothing is left to go back to: no other build served at endpoint {live.endpoint!r} before generation {below.number}"
-            + (f", whose build generation {live.number} serves" if below.number != live.number else ""),
-            hint="name a generation with --to, also one that was rolled back from; `orchestrate rollout history` lists them",
-        )
-    return other[-1]
 
 
 def _check_files(target: Generation) -> None:
