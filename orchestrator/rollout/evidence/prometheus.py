@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, cast
 
 import httpx
@@ -62,12 +61,12 @@ def query(address: str, query: str, timeout_s: float) -> float | None:
 
 def _get(url: str, params: Mapping[str, str], timeout_s: float) -> Mapping[str, Any]:
     """Fetch in a thread of its own: httpx times each read alone, and who drips a byte a second would hold the controller for ever."""
-    outcome: Future[tuple[int, bytes]] = Future()
     with httpx.Client(timeout=timeout_s) as client:  # closed at the deadline, which ends the thread at its next byte
-        thread = threading.Thread(target=_fetch, args=(client, url, params, outcome), daemon=True)
-        thread.start()
+        thread = ThreadPoolExecutor(max_workers=1)
+        asked = thread.submit(_fetch, client, url, params)
+        thread.shutdown(wait=False)
         try:
-            status, content = outcome.result(timeout_s)
+            status, content = asked.result(timeout_s)
         except TimeoutError:
             raise QueryError(f"{url} did not answer within {timeout_s:g} s", hint="is the server up?") from None
     if len(content) > _LARGEST:
@@ -78,17 +77,14 @@ def _get(url: str, params: Mapping[str, str], timeout_s: float) -> Mapping[str, 
         raise QueryError(f"{url} answered with status {status}, not with JSON", hint="check the address") from error
 
 
-def _fetch(client: httpx.Client, url: str, params: Mapping[str, str], outcome: Future[tuple[int, bytes]]) -> None:
+def _fetch(client: httpx.Client, url: str, params: Mapping[str, str]) -> tuple[int, bytes]:
     content = b""
-    try:
-        with client.stream("GET", url, params=dict(params)) as answer:
-            for part in answer.iter_bytes():
-                content += part
-                if len(content) > _LARGEST:
-                    break
-        outcome.set_result((answer.status_code, content))
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is raised where it is waited for
-        outcome.set_exception(error)
+    with client.stream("GET", url, params=dict(params)) as answer:
+        for part in answer.iter_bytes():
+            content += part
+            if len(content) > _LARGEST:
+                break
+        return answer.status_code, content
 
 
 def sample(metric: str, address: str, text: str, timeout_s: float, t: float) -> Sample:
