@@ -119,7 +119,7 @@ def test_a_request_that_is_carried_out_after_we_gave_up(mlflow_url: str, tmp_pat
         proxy.faults.append(fault)
         started = time.monotonic()
         assert not project(snapshot, mapping, uri=proxy.url, budget_s=1.5).done
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 3.5
         assert until_done(snapshot, mapping, proxy.url).done
         assert fault.fired == 1
     assert counts(mlflow_url, "late") == ONCE
@@ -158,7 +158,7 @@ def test_a_half_open_peer_costs_the_budget_and_no_more(tmp_path: Path) -> None:
         started = time.monotonic()
         report = project(sample(tmp_path, "hole"), DictMapping(), uri=uri, budget_s=2)
         assert not report.done
-        assert time.monotonic() - started < 8
+        assert time.monotonic() - started < 3
 
 
 def test_a_stuck_request_does_not_hold_the_process_at_exit(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_a_stuck_request_does_not_hold_the_process_at_exit(tmp_path: Path) -> No
             [sys.executable, "-c", code, tests, str(tmp_path), uri], capture_output=True, text=True, timeout=60
         )
         assert done.stdout.strip() == "False", done.stderr
-        assert time.monotonic() - started < 30
+        assert time.monotonic() - started < 9
 
 
 def test_a_server_that_comes_back_is_caught_up(mlflow_url: str, tmp_path: Path) -> None:  # noqa: F811
