@@ -23,6 +23,7 @@ from orchestrator.serving.protocol.oip_grpc import MESSAGES, decode
 from orchestrator.serving.protocol.tensors import Tensor
 from orchestrator.serving.router import describe
 from orchestrator.serving.router.admission import Admission
+from orchestrator.serving.router.company import Company
 from orchestrator.serving.router.grpc_health import health_handler
 from orchestrator.serving.router.routes import Routes
 
@@ -118,6 +119,7 @@ class GrpcFront:
         self._forms = RawForms(always_raw=compat == "triton")
         self._held_bytes = 0
         self._loop = asyncio.get_running_loop()
+        self._company = Company(self._loop)
         self._server: Any = None
 
     async def start(
@@ -197,8 +199,12 @@ class GrpcFront:
     # --- infer ---
 
     async def _infer(self, data: bytes, context: Any) -> bytes:
+        arrived = time.monotonic()
+        company = self._company.asked(arrived)
+        if company is not None:
+            await company
         caller = GrpcCaller(self._loop)
-        size = self._submit(caller, data, context)
+        size = self._submit(caller, data, context, arrived)
         try:
             found = await caller.wait()
         finally:
@@ -207,9 +213,9 @@ class GrpcFront:
             await _abort(context, found)
         return found
 
-    def _submit(self, caller: GrpcCaller, data: bytes, context: Any) -> int:
+    def _submit(self, caller: GrpcCaller, data: bytes, context: Any, arrived: float) -> int:
         """Hand the request in, and return how many bytes it holds until its answer."""
-        arrived, size = time.monotonic(), len(data)
+        size = len(data)
         self._held_bytes += size
         remaining = context.time_remaining()
         patience_s = math.inf if remaining is None else remaining
@@ -240,7 +246,7 @@ class GrpcFront:
                 async for data in requests:
                     await window.acquire()
                     caller = GrpcCaller(self._loop)
-                    waiting.put_nowait((caller, self._submit(caller, data, context)))
+                    waiting.put_nowait((caller, self._submit(caller, data, context, time.monotonic())))
             finally:
                 waiting.put_nowait(None)
 
