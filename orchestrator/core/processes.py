@@ -13,6 +13,7 @@ from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1
 _libc: Final = ctypes.CDLL(None, use_errno=True)
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,16 @@ def die_with_parent(parent_pid: int = 0) -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if parent_pid and os.getppid() != parent_pid:
         os._exit(1)
+
+
+def resident_bytes(pid: int) -> int:
+    """Return what a process holds in memory; 0 for one that is gone."""
+    if not pid:
+        return 0
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
+    except (OSError, IndexError, ValueError):
+        return 0
 
 
 def pids_with_environment(name: str, value: str) -> Iterator[int]:

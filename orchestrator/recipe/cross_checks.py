@@ -146,6 +146,10 @@ def _serve(recipe: Recipe) -> Iterator[Finding]:
             ("serve", "preprocess"),
             "needs `samples` beside it: what clients send, to prove the stage before it serves",
         )
+    other = next((target for target in recipe.targets if target.format != "om"), None)
+    if serve.isolation == "shared" and other is not None:
+        text = f"target `{other.name}` is {other.format}, which cannot share a process: only om can; use `process`, or an om target"
+        yield ("serve", "isolation"), text
     yield from _max_batch(recipe, serve.max_batch)
     if serve.files and serve.preprocess is None and serve.postprocess is None:
         yield ("serve", "files"), "needs a stage that reads them: `preprocess` or `postprocess`"

@@ -50,7 +50,11 @@ class Serve(Model):
         description="Further files that the stages read, carried with their paths: patterns below the recipe's folder, or "
         "package:NAME/path, which is carried under its last name.",
     )
-    isolation: Literal["process"] = Field("process", description="Each stage runs in a process of its own.")
+    isolation: Literal["process", "shared"] = Field(
+        "process",
+        description="process: the model has a process of its own; shared: one for all such models of a slot, which saves memory "
+        "and costs them each other's loads and crashes. Compiled graphs only; stages always have their own.",
+    )
     max_queue_delay_ms: Annotated[float, Field(strict=True, ge=0, le=10_000, allow_inf_nan=False)] = Field(
         0.0, description="How long a request may wait for others to share its batch, in ms; 0 sends at once."
     )

@@ -21,6 +21,10 @@ SERVE_FOLDER: Final = "serve"
 SCHEMA: Final = 1
 
 MODEL: Final[Stage] = "model"
+SHARING: Final = frozenset(["om", "onnx-cpu", "twin"])
+"""Runtimes whose models can share a process: compiled graphs. MindSpore Lite and the CANN provider have a process of their own
+anyway, and what torch loads brings code.
+"""
 STAGE_DEVICE: Final = "cpu"
 """A stage runs on the host's CPU, in a pool of NPUs as well; it is no rehearsal of anything."""
 
@@ -53,7 +57,8 @@ class ServeSettings:
         priority: Of requests that ask for none; smaller goes first.
         pinned: Never unloaded to make room.
         share: Weight where several endpoints compete for a device.
-        isolation: Where stages run.
+        isolation: `process`: the model has a process of its own; `shared`: it shares one with others of its slot. Stages,
+            which are code, always have their own.
         binary: Inputs of dtype `bytes`: their elements are given to the stage as bytes, all other BYTES as text.
     """
 
@@ -66,7 +71,7 @@ class ServeSettings:
     priority: int = LAST
     pinned: bool = False
     share: float = 1.0
-    isolation: Literal["process"] = "process"
+    isolation: Literal["process", "shared"] = "process"
     binary: frozenset[str] = frozenset()
 
     @property
@@ -110,7 +115,7 @@ def parse_serve_settings(data: object) -> ServeSettings:
     row = cast("dict[str, Any]", data) if isinstance(data, dict) else {}
     if row.keys() != _KEYS:
         raise ValueError(f"must be an object with the keys {sorted(_KEYS)}")
-    if row["schema"] != SCHEMA or row["isolation"] != "process" or not isinstance(row["pinned"], bool):
+    if row["schema"] != SCHEMA or row["isolation"] not in ("process", "shared") or not isinstance(row["pinned"], bool):
         raise ValueError(f"schema {row['schema']!r}, isolation {row['isolation']!r}, pinned {row['pinned']!r}")
     priority = _number(row, "priority", 1, 2**31 - 1, whole=True)
     max_batch = _number(row, "max_batch", 1, 65_536, whole=True)
@@ -127,6 +132,7 @@ def parse_serve_settings(data: object) -> ServeSettings:
         LAST if priority is None else int(priority),
         pinned=row["pinned"],
         share=float(share),
+        isolation=row["isolation"],
         binary=frozenset(item["name"] for item in row["inputs"] or () if item["dtype"] == "bytes"),
     )
 

@@ -26,7 +26,7 @@ from support.runtime_variants import (
 from support.serving_site import DEVICE
 
 from orchestrator.core.errors import DeviceError, OrchestratorError, ServingError
-from orchestrator.serving.runtimes.api import ExecutionFailed, InputRejected, runtime
+from orchestrator.serving.runtimes.api import ExecutionFailed, Holding, InputRejected, runtime
 
 
 @pytest.fixture
@@ -187,3 +187,45 @@ def test_the_fake_notices_broken_rules(tmp_path: Path) -> None:
     with pytest.raises(Violation, match="no context"):
         fake.rt.malloc(8, 0)
     assert len(fake.violations) == 7
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_models_of_one_process_share_its_context_until_the_last_has_gone(tmp_path: Path, acl: Any, first: int) -> None:
+    fake = acl()
+    sessions = [open_om(tmp_path / str(place)) for place in range(2)]
+    inputs = [batch(2, seed=seed) for seed in (1, 2)]
+    tickets = [session.submit(given) for session, given in zip(sessions, inputs, strict=True)]
+    for session, ticket, given in zip(sessions, tickets, inputs, strict=True):
+        check({tensor.name: tensor.array() for tensor in session.collect(ticket)}, given)
+    assert (fake.calls["init"], fake.calls["rt.create_context"], fake.calls["rt.create_stream"]) == (1, 1, 2)
+    sessions[first].close()
+    check(run(sessions[1 - first], inputs[0]), inputs[0])
+    third = open_om(tmp_path / "third")
+    check(run(third, inputs[1]), inputs[1])
+    sessions[1 - first].close()
+    third.close()
+    assert fake.live == {}
+    again = open_om(tmp_path / "again")  # a context of its own
+    check(run(again, inputs[0]), inputs[0])
+    again.close()
+    assert fake.calls["rt.create_context"] == 2
+
+
+def test_a_model_that_does_not_load_leaves_its_neighbour_alone(tmp_path: Path, acl: Any) -> None:
+    fake = acl(fail={"mdl.load_from_file": [145000, 1]})
+    good = open_om(tmp_path / "good")
+    with pytest.raises(ServingError, match="cannot be loaded"):
+        open_om(tmp_path / "bad")
+    inputs = batch(1)
+    check(run(good, inputs), inputs)
+    good.close()
+    assert fake.live == {}
+
+
+def test_a_session_knows_what_it_holds_of_the_device(tmp_path: Path, acl: Any) -> None:
+    acl()
+    session = open_om(tmp_path)
+    buffers = 2 * sum(8 * 4 * 4 for _ in ("x", "y"))
+    assert isinstance(session, Holding)
+    assert session.held_bytes > buffers
+    session.close()

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from orchestrator.bundle.variant import Variant, read_variant
+from orchestrator.serving.runtimes import acl_device
 from orchestrator.serving.runtimes.api import Job, Session, runtime
 from support import fake_onnxruntime
 from support.ascend_tools import (
@@ -42,6 +43,7 @@ def job(folder: Path, device: str, variant: Variant | None = None, **tools: str)
 def fake_npus(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., FakeAcl]]:
     """Give a maker of fakes of `acl`; at the end none may have seen a broken rule or hold anything."""
     made: list[FakeAcl] = []
+    acl_device._contexts.clear()  # of a test that failed
 
     def make(**config: Any) -> FakeAcl:
         made.append(FakeAcl(**config))

@@ -27,10 +27,18 @@ from orchestrator.serving.client import OipClient
 
 DEVICE = "cpu (rehearsal)"
 ROOT = Path(__file__).parents[2]
+SERVE = {"schema": 1, "preprocess": None, "postprocess": None, "inputs": None, "outputs": None, "max_queue_delay_ms": 0,
+         "max_batch": None, "priority": None, "pinned": False, "share": 1.0, "isolation": "process", "files": []}  # fmt: skip
 
 
-def write_bundle(folder: Path, model: onnx.ModelProto, golden: Mapping[str, np.ndarray]) -> tuple[Digest, Path]:
-    """Build a bundle, unpack it as a serve site does, and return its digest and the unpacked folder."""
+def write_bundle(
+    folder: Path, model: onnx.ModelProto, golden: Mapping[str, np.ndarray], **serve: object
+) -> tuple[Digest, Path]:
+    """Build a bundle, unpack it as a serve site does, and return its digest and the unpacked folder.
+
+    Args:
+        serve: What `serve.json` says that differs from the defaults; nothing makes none.
+    """
     onnx.checker.check_model(model)
     made = folder / "parts"
     (made / "onnx").mkdir(parents=True, exist_ok=True)
@@ -38,7 +46,10 @@ def write_bundle(folder: Path, model: onnx.ModelProto, golden: Mapping[str, np.n
     inputs = {name.removeprefix("input/"): array for name, array in golden.items() if name.startswith("input/")}
     outputs = {name.removeprefix("output/"): array for name, array in golden.items() if name.startswith("output/")}
     write_golden(made / "golden.safetensors", inputs, outputs)
-    parts = BundleParts(folder.name, made / "onnx", made / "golden.safetensors", {"name": folder.name})
+    extra = {"serve.json": made / "serve.json"} if serve else {}
+    for path in extra.values():
+        path.write_text(json.dumps({**SERVE, **serve}))
+    parts = BundleParts(folder.name, made / "onnx", made / "golden.safetensors", {"name": folder.name}, extra=extra)
     digest = build_layout(parts, folder / "layout")
     return Digest(digest), unpack(folder / "layout", folder / "bundles", expected=digest)
 
@@ -51,7 +62,7 @@ def _model(
 
 
 def scale_bundle(
-    folder: Path, factor: float, batch: str | int = "batch", wrong_golden: bool = False
+    folder: Path, factor: float, batch: str | int = "batch", wrong_golden: bool = False, **serve: object
 ) -> tuple[Digest, Path]:
     """y = x * factor, x: [batch, 4] float32."""
     model = _model(
@@ -61,7 +72,47 @@ def scale_bundle(
         [helper.make_tensor("k", TensorProto.FLOAT, [], [factor])],
     )
     x = np.arange(12, dtype=np.float32).reshape(3, 4)
-    return write_bundle(folder, model, {"input/x": x, "output/y": x * (factor + (1 if wrong_golden else 0))})
+    return write_bundle(folder, model, {"input/x": x, "output/y": x * (factor + (1 if wrong_golden else 0))}, **serve)
+
+
+def endless_bundle(folder: Path, **serve: object) -> tuple[Digest, Path]:
+    """y = x, after as many rounds of a loop as the largest number of x says; x: [batch, 4] float32."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go"], ["go_on"]),
+            helper.make_node("Sin", ["state"], ["next"]),
+        ],
+        "round",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("state", TensorProto.FLOAT, [4096]),
+        ],
+        [
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("next", TensorProto.FLOAT, [4096]),
+        ],
+    )
+    model = _model(
+        [
+            helper.make_node("ReduceMax", ["x"], ["most"], keepdims=0),
+            helper.make_node("Cast", ["most"], ["rounds"], to=TensorProto.INT64),
+            helper.make_node("ConstantOfShape", ["wide"], ["start"]),
+            helper.make_node("Loop", ["rounds", "yes", "start"], ["end"], body=body),
+            helper.make_node("ReduceMax", ["end"], ["nothing"], keepdims=0),
+            helper.make_node("Mul", ["nothing", "zero"], ["none"]),
+            helper.make_node("Add", ["x", "none"], ["y"]),
+        ],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4])],
+        [
+            helper.make_tensor("wide", TensorProto.INT64, [1], [4096]),
+            helper.make_tensor("yes", TensorProto.BOOL, [], [True]),
+            helper.make_tensor("zero", TensorProto.FLOAT, [], [0.0]),
+        ],
+    )
+    x = np.ones((3, 4), dtype=np.float32)
+    return write_bundle(folder, model, {"input/x": x, "output/y": x}, **serve)
 
 
 def slow_bundle(folder: Path, size: int = 420) -> tuple[Digest, Path]:

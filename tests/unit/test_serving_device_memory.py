@@ -64,6 +64,7 @@ class Process:
     def __init__(self, placement: Placement, *, changed: Any, gone: Any, **_: Any) -> None:
         self.placement, self._changed, self._gone = placement, changed, gone
         self.used_at, self._state = 0.0, "starting"
+        self.shared_bytes = None
         asyncio.get_running_loop().call_soon(self._loaded)
 
     def _loaded(self) -> None:

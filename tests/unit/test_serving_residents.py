@@ -36,6 +36,7 @@ class FakeProcess:
     def __init__(self, placement: Placement, *, changed: Any, gone: Any, **_: Any) -> None:
         self.placement, self._changed, self._gone = placement, changed, gone
         self.used_at, self._state, self._error = 0.0, "starting", ""
+        self.shared_bytes = None
         FakeProcess.loading += 1
         FakeProcess.most_loading = max(FakeProcess.most_loading, FakeProcess.loading)
         asyncio.get_running_loop().call_later(0.01, self._loaded)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 
+from orchestrator.core.processes import resident_bytes
 from orchestrator.serving.agent.device_memory import DeviceMemory
-from orchestrator.serving.agent.room import resident_bytes
 from orchestrator.serving.agent.supervise import Supervised
 from orchestrator.serving.link.reports import ReplicaReport
 from orchestrator.serving.link.wire import Placement
@@ -42,13 +43,16 @@ class Model:
         """Its processes."""
         return [pid for part in self.running.values() if (pid := part.report().pid)]
 
+    @property
+    def shared(self) -> list[tuple[int, int]]:
+        """Of its parts that share a process: that process, and how many bytes their load took of it."""
+        return [(part.report().pid, size) for part in self.running.values() if (size := part.shared_bytes) is not None]
+
     def measure(self, device: DeviceMemory | None = None) -> None:
-        """Take in what its processes hold: on the device where npu-smi tells, else on the host."""
-        if device is not None and device.tells:
-            found = device.held(self.pids)
-        else:
-            found = sum(resident_bytes(pid) for pid in self.pids)
-        self.memory_bytes = found or self.memory_bytes
+        """Take in what it holds: its own processes do, and its loads took of one that it shares."""
+        shared = self.shared
+        own = set(self.pids) - {pid for pid, _ in shared}
+        self.memory_bytes = _held(own, device) + sum(size for _, size in shared) or self.memory_bytes
 
     def reports(self, now: float) -> list[ReplicaReport]:
         """Return what the router is told."""
@@ -72,3 +76,19 @@ class Model:
             one.endpoint, one.bundle, state, self.failures, pid, self.error[:500], self.tail, one.variant
         )
         return [replace(row, failures=self.failures, **facts)]
+
+
+def overhead_bytes(models: Iterable[Model], device: DeviceMemory | None) -> int:
+    """Return what shared processes hold besides their models: interpreter, libraries, the device's context."""
+    processes: dict[int, int] = {}
+    for model in models:
+        for pid, size in model.shared:
+            processes[pid] = processes.get(pid, 0) + size
+    return sum(max(0, _held([pid], device) - size) for pid, size in processes.items())
+
+
+def _held(pids: Collection[int], device: DeviceMemory | None) -> int:
+    """Return what processes hold: on the device where npu-smi tells, else on the host."""
+    if device is not None and device.tells:
+        return device.held(pids)
+    return sum(resident_bytes(pid) for pid in pids)

@@ -14,7 +14,8 @@ from typing import Final
 
 from orchestrator.core.errors import IntegrityError
 from orchestrator.serving.agent.device_memory import DeviceMemory
-from orchestrator.serving.agent.resident import Key, Model
+from orchestrator.serving.agent.group import Groups
+from orchestrator.serving.agent.resident import Key, Model, overhead_bytes
 from orchestrator.serving.agent.room import Proofs, folder_bytes, no_room, room
 from orchestrator.serving.agent.supervise import Supervised
 from orchestrator.serving.config import AgentSettings
@@ -56,6 +57,7 @@ class Residents:
         self._wanted: dict[Key, bool] = {}
         self._proofs = Proofs(Path(settings.state) / "proven")
         self._tasks: set[asyncio.Task[None]] = set()
+        self._groups = Groups(settings, slot)
         self.models: dict[Key, Model] = {}
 
     # --- what the router says ---
@@ -102,7 +104,14 @@ class Residents:
                 changed=lambda: self._part_changed(model),
                 gone=lambda ended: self._forget(model, ended),
                 load="lazy" if model.lazy else "always",
+                groups=self._groups,
+                lonely=self._has_sibling,
             )
+
+    def _has_sibling(self, placement: Placement) -> bool:
+        """Whether another build of the endpoint runs here: a canary is not put beside what it is compared with."""
+        mine = (placement.endpoint, *placement.build)
+        return any(key[0] == mine[0] and key != mine and model.running for key, model in self.models.items())
 
     def _remove(self, model: Model, *, at_once: bool) -> None:
         model.placed = False
@@ -290,7 +299,8 @@ class Residents:
     def _held(self) -> int:
         for model in self.models.values():
             model.measure(self._device)
-        return sum(model.memory_bytes for model in self.models.values() if model.running)
+        held = sum(model.memory_bytes for model in self.models.values() if model.running)
+        return held + overhead_bytes(self.models.values(), self._device)
 
     async def _unload(self, model: Model) -> None:
         """Drain the model and end it: its replicas ask the routers for no more, and answer what they have."""
@@ -312,8 +322,10 @@ class Residents:
 
     async def end(self) -> None:
         """End every replica."""
+        self._groups.hurry()
         parts = [part for model in self.models.values() for part in model.running.values()]
         await asyncio.gather(*(part.end() for part in parts), return_exceptions=True)
+        await self._groups.gone()
 
 
 def _pinned(placement: Placement) -> bool:

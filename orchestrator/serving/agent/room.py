@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -15,7 +14,6 @@ from orchestrator.core.files import private_folder, write_json
 from orchestrator.serving.link.wire import Placement
 from orchestrator.serving.runtimes.headroom import free_bytes
 
-_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _BASE_BYTES: Final = 64 << 20
 """Of a process that has not been measured yet, besides the model's files."""
 _MARGIN_BYTES: Final = 256 << 20
@@ -44,16 +42,6 @@ class Proofs:
     def _path(self, placement: Placement) -> Path:
         text = "\0".join((*placement.build, placement.runtime, placement.device))
         return self._folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
-
-
-def resident_bytes(pid: int) -> int:
-    """Return what a process holds in memory; 0 for one that is gone."""
-    if not pid:
-        return 0
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
-    except (OSError, IndexError, ValueError):
-        return 0
 
 
 def folder_bytes(folders: Iterable[str]) -> int:

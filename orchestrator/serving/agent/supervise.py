@@ -7,7 +7,6 @@ import contextlib
 import logging
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,11 +19,11 @@ from orchestrator.core.errors import DeviceError
 from orchestrator.core.files import private_folder, write_json
 from orchestrator.core.redact import redact_text
 from orchestrator.core.tail import last_text
-from orchestrator.serving.agent.slot_device import cann_variables
+from orchestrator.serving.agent.group import Groups, Place, wants_company
+from orchestrator.serving.agent.launch import Running, replica_settings, start_alone, variables_of
 from orchestrator.serving.config import AgentSettings
 from orchestrator.serving.link.reports import ReplicaReport
 from orchestrator.serving.link.wire import Placement
-from orchestrator.serving.runtimes.api import REHEARSAL
 
 _log: Final = logging.getLogger("orchestrator.serving.agent")
 _FIRST_PAUSE_S: Final = 0.1
@@ -36,6 +35,8 @@ _WELL_S: Final = 60.0
 _DRAIN_S: Final = 30.0
 _END_S: Final = 5.0
 _TAIL_BYTES: Final = 2048
+_ALONE: Final = 2
+"""From so much suspicion on a replica shares no process."""
 
 
 class Supervised:
@@ -48,6 +49,12 @@ class Supervised:
         changed: Called when the report changes.
         gone: Called once the replica has ended and is not wanted any more.
         load: See `ReplicaSettings`.
+        groups: Where it may share a process.
+        lonely: Whether the placement must not, whatever its bundle asks for.
+
+    Attributes:
+        used_at: When it computed last, monotonic seconds.
+        shared_bytes: What its load took of a process that it shares; None where it has its own.
     """
 
     def __init__(
@@ -59,7 +66,11 @@ class Supervised:
         changed: Callable[[], None],
         gone: Callable[[Supervised], None],
         load: str = "always",
+        groups: Groups | None = None,
+        lonely: Callable[[Placement], bool] = lambda _: False,
     ) -> None:
+        self._groups, self._lonely, self._suspicion = groups, lonely, 0
+        self.shared_bytes: int | None = None
         self.placement = placement
         build = "-".join(short(digest) for digest in placement.build if digest)
         self._slot, self._load, self.used_at = name, load, 0.0
@@ -73,8 +84,8 @@ class Supervised:
         self._ending = False
         self._state, self._error, self._tail = "starting", "", ""
         self._restarts = self._failures = self._bad_ends = self._device_failures = 0
-        self._blames_device = self._served = self._leaving = False
-        self._process: asyncio.subprocess.Process | None = None
+        self._blames_device = self._served = self._leaving = self._innocent = False
+        self._process: Running | None = None
         self._folder = private_folder(Path(settings.state) / "replicas")
         self._log_path = self._folder / f"{self._name}.log"
         self._wake = asyncio.Event()
@@ -182,6 +193,10 @@ class Supervised:
 
     def _ended(self, code: int, uptime_s: float) -> float:
         """Take in the end of the process and return how long to wait before the next start, seconds."""
+        if self._innocent:
+            self._restarts += 1
+            self._set("starting", "")
+            return _FIRST_PAUSE_S
         drained = code == 0 and self._state != "failed"
         self._restarts += 1
         healthy = drained or uptime_s > _HEALTHY_S
@@ -213,72 +228,53 @@ class Supervised:
         """Run the process to its end and return its exit code."""
         read_end, write_end = os.pipe()
         config = self._folder / f"{self._name}.json"
-        write_json(config, self._replica_settings(write_end), mode=0o600)
+        row = replica_settings(
+            self.placement,
+            self._settings,
+            replica=f"{self._name}.{self._restarts}",
+            work=self._folder / f"{self._name}.work",
+            status=write_end,
+            slot=self._slot,
+            load=self._load,
+        )
+        write_json(config, row, mode=0o600)
         self._error, self._blames_device, self._served, self._leaving = "", False, False, False
         self._set("starting" if not self._failures else self._state, self._error)
         try:
-            variables = await asyncio.to_thread(self._variables)
+            variables = await asyncio.to_thread(variables_of, self.placement, self._settings)
         except DeviceError as error:
             os.close(read_end)
             os.close(write_end)
             self._set("failed", str(error))
             return error.exit_code
-        if self._log_path.exists() and self._log_path.stat().st_size:
-            self._log_path.replace(self._log_path.with_suffix(".previous.log"))
-        with self._log_path.open("wb") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "orchestrator.serving.replica.process",
-                "--config",
-                str(config),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=(write_end,),
-                env=variables,
-            )
+        self._process = running = await self._start(config, write_end, variables)
         os.close(write_end)
-        await self._follow(read_end)
-        code = await self._process.wait()
+        await self._follow(read_end, running)
+        code = await running.wait()
         self._process = None
+        self._innocent = isinstance(running, Place) and self._judge(running, code)
         return code
 
-    def _variables(self) -> dict[str, str] | None:
-        """Return the replica's environment: our own, and where it uses a real device CANN's on top.
+    async def _start(self, config: Path, status: int, variables: dict[str, str] | None) -> Running:
+        placement, groups = self.placement, self._groups
+        shares = groups is not None and self._suspicion < _ALONE and not self._lonely(placement)
+        if groups is not None and shares and wants_company(placement):
+            place = await groups.join(placement.runtime, config, status, variables)
+            self._log_path, self.shared_bytes = place.log_path, 0
+            return place
+        self._log_path, self.shared_bytes = self._folder / f"{self._name}.log", None
+        return await start_alone(config, status, self._log_path, variables)
 
-        Raises:
-            DeviceError: There is no CANN.
+    def _judge(self, place: Place, code: int) -> bool:
+        """Return whether the process that it shared ended by the doing of others; who may have ended it runs alone from now on.
+
+        A kill from outside, as the kernel's where memory is short, hits whoever runs: it takes two of them.
         """
-        if self.placement.device == REHEARSAL or self.placement.stage != "model":
-            return None
-        return cann_variables(self._settings.tools.get("cann_env", ""))
+        if place.blamed:
+            self._suspicion += 1 if code == -signal.SIGKILL else _ALONE
+        return place.fell and not place.blamed
 
-    def _replica_settings(self, status_fd: int) -> dict[str, object]:
-        placement = self.placement
-        return {
-            "replica": f"{self._name}.{self._restarts}",
-            "link": self._settings.link,
-            "links": list(self._settings.links),
-            "endpoint": placement.endpoint,
-            "bundle": placement.bundle,
-            "path": placement.path,
-            "runtime": placement.runtime,
-            "device": placement.device,
-            "variant": placement.variant,
-            "variant_path": placement.variant_path,
-            "stage": placement.stage,
-            "work": str(self._folder / f"{self._name}.work"),
-            "tools": dict(self._settings.tools),
-            "stall_s": self._settings.stall_s,
-            "load_s": self._settings.load_s,
-            "parent_pid": os.getpid(),
-            "status_fd": status_fd,
-            "slot": self._slot,
-            "load": self._load,
-        }
-
-    async def _follow(self, read_end: int) -> None:
+    async def _follow(self, read_end: int, running: Running) -> None:
         """Take in what the replica says of itself, until it closes the pipe: at its end."""
         reader = asyncio.StreamReader()
         with os.fdopen(read_end, "rb") as pipe:
@@ -289,6 +285,11 @@ class Supervised:
                 told = orjson.loads(line)
                 if told.get("used"):
                     self.used_at = time.monotonic()
+                    continue
+                if isinstance(running, Place):
+                    running.told(told)
+                    self.shared_bytes = told.get("memory_bytes", self.shared_bytes)
+                if "ended" in told:
                     continue
                 self._blames_device = bool(told.get("device"))
                 self._served = self._served or told["state"] == "ready"

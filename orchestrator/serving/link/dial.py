@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import select
 import socket
 import struct
 import time
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Protocol
 
 from orchestrator.serving.link.frames import DIRECT_BYTES, Frame, FrameReader, Kind, encode
 from orchestrator.serving.protocol.tensors import Buffer
@@ -81,16 +82,30 @@ class Link:
         self.up = False
 
 
+class Files(Protocol):
+    """Who waits for the sockets of several `Links` at once."""
+
+    def add(self, file: int) -> None:
+        """The socket of this number is connected."""
+        ...
+
+    def discard(self, file: int) -> None:
+        """It is about to be closed."""
+        ...
+
+
 class Links:
     """The connections to all routers.
 
     Args:
         paths: Their link sockets.
         greeting: What to say first on each: hello and credit.
+        files: Told of the sockets, where somebody else waits for them.
     """
 
-    def __init__(self, paths: Sequence[str], greeting: bytes) -> None:
+    def __init__(self, paths: Sequence[str], greeting: bytes, files: Files | None = None) -> None:
         self._greeting = greeting
+        self._files = files
         self._buffer = memoryview(bytearray(DIRECT_BYTES))
         self._down = [Link(path) for path in dict.fromkeys(paths)]
         self._poll = select.poll()
@@ -105,6 +120,11 @@ class Links:
     def over(self) -> bool:
         """Whether every router that we are connected to has asked us to end."""
         return bool(self._by_file) and all(link.draining for link in self._by_file.values())
+
+    @property
+    def due(self) -> float:
+        """When to `read` although nothing has arrived, monotonic seconds: a router must be dialled; infinity for never."""
+        return min((link.due for link in self._down), default=math.inf)
 
     def read(self, *, wait: bool) -> Sequence[tuple[Link, Frame | None]]:
         """Return the frames that have arrived; None in the place of one is the end of that connection.
@@ -137,6 +157,8 @@ class Links:
     def end(self, link: Link, reason: str = "", delay_s: float = _FIRST_DELAY_S) -> None:
         """Close a connection; its router is dialled again after `delay_s`."""
         if link.up:
+            if self._files is not None:
+                self._files.discard(link.socket.fileno())
             self._poll.unregister(link.socket)
             del self._by_file[link.socket.fileno()]
             link.close(reason)
@@ -154,13 +176,15 @@ class Links:
                 self._down.remove(link)
                 self._by_file[link.socket.fileno()] = link
                 self._poll.register(link.socket, select.POLLIN)
+                if self._files is not None:
+                    self._files.add(link.socket.fileno())
                 dialled = True
         return dialled
 
     def _patience_ms(self) -> float | None:
         if not self._down:
             return None
-        return max(0.0, min(link.due for link in self._down) - time.monotonic()) * 1000 + 1
+        return max(0.0, self.due - time.monotonic()) * 1000 + 1
 
     def _receive(self, link: Link, flags: int) -> Sequence[tuple[Link, Frame | None]]:
         room = link.reader.room()

@@ -37,6 +37,7 @@ class Loaded:
         gear_index: Input that ACL keeps the gear in; -1 without gears.
         gear_bytes: Its size.
         varies: The first input whose axis 0 has gears.
+        held_bytes: Of the device: the model, and its sets of buffers.
     """
 
     model: int
@@ -47,6 +48,7 @@ class Loaded:
     gear_bytes: int
     sizes: Sizes
     varies: int = 0
+    held_bytes: int = 0
 
 
 class Buffers:

@@ -138,6 +138,12 @@ class Copying:
     copied_us: int = 0
 
 
+class Holding:
+    """Base of a session that knows how much of its device it holds, in bytes."""
+
+    held_bytes: int = 0
+
+
 class Runtime(Protocol):
     """What each module of this package is."""
 

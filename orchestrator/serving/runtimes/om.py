@@ -11,7 +11,16 @@ from orchestrator.core.errors import DeviceError, ServingError
 from orchestrator.serving.protocol.tensors import Tensor, TensorSpec
 from orchestrator.serving.runtimes.acl_buffers import GEAR_INPUT, Buffers, Loaded, Mode, Port, bytes_of
 from orchestrator.serving.runtimes.acl_device import AclDevice
-from orchestrator.serving.runtimes.api import REHEARSAL, Bucket, Copying, ExecutionFailed, InputRejected, Job, Session
+from orchestrator.serving.runtimes.api import (
+    REHEARSAL,
+    Bucket,
+    Copying,
+    ExecutionFailed,
+    Holding,
+    InputRejected,
+    Job,
+    Session,
+)
 from orchestrator.serving.runtimes.sizes import Sizes, sizes_of_variant
 
 DEPTH: Final = 2
@@ -50,7 +59,7 @@ def load(job: Job) -> Session:
         raise
 
 
-class OmSession(Copying):
+class OmSession(Copying, Holding):
     """See `Session`."""
 
     def __init__(self, device: AclDevice, loaded: Loaded) -> None:
@@ -60,6 +69,7 @@ class OmSession(Copying):
         self.max_batch = loaded.sizes.max_batch
         self.buckets: tuple[Bucket, ...] = loaded.sizes.buckets
         self.depth = DEPTH
+        self.held_bytes = loaded.held_bytes
         self._free = [Buffers(device, loaded) for _ in range(DEPTH)]
         self._running: dict[int, Buffers] = {}
         self._failed: dict[int, InputRejected | ExecutionFailed] = {}
@@ -102,7 +112,7 @@ class OmSession(Copying):
         return outputs
 
     def close(self) -> None:
-        """Free buffers, model, stream, context and device."""
+        """Free buffers, model and stream, and with the last model of the process context and device."""
         self._device_handle.close()
 
 
@@ -134,10 +144,10 @@ def _load(device: AclDevice, path: Path, sizes: Sizes) -> Loaded:
     )  # fmt: skip
     mode = _mode(device, desc, gear_index, sizes)
     varies = next((place for place, spec in enumerate(sizes.named) if spec.dims and isinstance(spec.dims[0], str)), 0)
-    loaded = Loaded(int(model), mode, inputs, outputs, gear_index, gear_bytes, typed, varies)
     total = DEPTH * (gear_bytes + sum(port.size_bytes for port in (*inputs, *outputs)))
     device.check_memory(total, "its buffers")
-    return loaded
+    held = int(work) + int(weight) + total
+    return Loaded(int(model), mode, inputs, outputs, gear_index, gear_bytes, typed, varies, held)
 
 
 def _mode(device: AclDevice, desc: int, gear_index: int, sizes: Sizes) -> Mode:

@@ -1,0 +1,230 @@
+"""Models that share a process: one group per runtime of the slot, started with its first member and ended with its last."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import Coroutine, Mapping
+from pathlib import Path
+from typing import Final, cast
+
+import orjson
+
+from orchestrator.core.errors import IntegrityError
+from orchestrator.core.files import private_folder
+from orchestrator.serving.agent.launch import PROGRAM, rotate
+from orchestrator.serving.config import AgentSettings
+from orchestrator.serving.link.wire import Placement
+from orchestrator.serving.replica.blame import MEMBERS, Blame
+from orchestrator.serving.serve_settings import MODEL, SHARING, read_serve_settings
+
+_log: Final = logging.getLogger("orchestrator.serving.agent")
+_END_S: Final = 5.0
+_PATIENCE_S: Final = 0.5
+"""Between two looks whether a process still loads a model for which it must not be killed."""
+
+
+def wants_company(placement: Placement) -> bool:
+    """Return whether the bundle asks to share a process, and its runtime can."""
+    if placement.stage != MODEL or placement.runtime not in SHARING:
+        return False
+    try:
+        return read_serve_settings(Path(placement.path)).isolation == "shared"
+    except IntegrityError:
+        return False  # the replica says what is wrong with it
+
+
+class Place:
+    """One member's place in a group; see `Running`.
+
+    Attributes:
+        loading: Whether the process has not come to it yet, or loads it.
+        blamed: It may have ended the process; known once that has ended.
+        fell: The process has ended with it, and somebody is to blame.
+        log_path: The process's log.
+    """
+
+    def __init__(self, group: Group, number: int) -> None:
+        self._group, self.number = group, number
+        self._code: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.loading, self.blamed, self.fell = True, False, False
+        self.log_path = group.log_path
+
+    @property
+    def pid(self) -> int:
+        """Of the process that all share."""
+        return self._group.pid
+
+    async def wait(self) -> int:
+        """See `Running`."""
+        return await asyncio.shield(self._code)
+
+    def told(self, row: Mapping[str, object]) -> None:
+        """Take in what the member says of itself."""
+        self.loading = self.loading and row.get("state") == "starting"
+        if "ended" in row:
+            self.ended(cast("int", row["ended"]))
+
+    def ended(self, code: int) -> None:
+        """The member has ended, or the whole process."""
+        if not self._code.done():
+            self._code.set_result(code)
+            self._group.leave(self)
+
+    def send_signal(self, number: int, /) -> None:
+        """See `Running`. SIGKILL hits all members: it waits while the process loads another one."""
+        if self._code.done():
+            raise ProcessLookupError
+        if number == signal.SIGKILL:
+            self._group.kill(self)
+        else:
+            self._group.stop(self)
+
+
+class Group:
+    """One process and its members.
+
+    Args:
+        name: For its log.
+        folder: Where that lies.
+    """
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name = name
+        self.log_path = folder / f"{name}.log"
+        self.places: dict[int, Place] = {}
+        self.ending = self._hurried = False
+        self.pid = self._number = 0
+        self._turn = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self, variables: dict[str, str] | None) -> None:
+        """Start the process."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        blame = Blame.make()
+        rotate(self.log_path)
+        with theirs, self.log_path.open("wb") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *PROGRAM,
+                *("--control", str(theirs.fileno()), "--blame", str(blame), "--parent", str(os.getpid())),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=(theirs.fileno(), blame),
+                env=variables,
+            )
+        self._control, self._blame = ours, Blame(blame)
+        os.close(blame)
+        self.pid = self._process.pid
+        self._later(self._follow())
+
+    async def _follow(self) -> None:
+        code = await self._process.wait()
+        self.ending = True
+        suspects = self._blame.suspects(code, self.places.keys())
+        if self.places:
+            _log.warning("%s ended with %d and %d models; %d of them to blame", self.name, code, len(self.places), len(suspects))  # fmt: skip
+        for place in list(self.places.values()):
+            place.blamed = place.blamed or place.number in suspects
+            place.fell = bool(suspects)
+            place.ended(code)
+
+    async def add(self, config: Path, status: int) -> Place:
+        """Have the process load one more model.
+
+        Args:
+            config: The replica's settings.
+            status: The end of a pipe that the member writes to; ours stays open.
+        """
+        while self._number % MEMBERS in self.places:
+            self._number += 1
+        place = self.places[self._number % MEMBERS] = Place(self, self._number % MEMBERS)
+        self._number += 1
+        await self._send({"do": "add", "member": place.number, "config": str(config)}, status)
+        return place
+
+    def stop(self, place: Place) -> None:
+        """Let a member drain. The process may be busy with a load: nobody waits for it."""
+        self._later(self._send({"do": "stop", "member": place.number}))
+
+    async def _send(self, row: dict[str, object], *files: int) -> None:
+        kept = [os.dup(file) for file in files]  # who gave them may end first
+        try:
+            async with self._turn:
+                with contextlib.suppress(OSError):  # the process has ended, which `_follow` tells
+                    await asyncio.to_thread(socket.send_fds, self._control, [orjson.dumps(row)], kept)
+        finally:
+            for file in kept:
+                os.close(file)
+
+    def leave(self, place: Place) -> None:
+        """The member has ended; without members the process ends."""
+        self.places.pop(place.number, None)
+        if not self.places:
+            self.ending = True
+            self._later(self._close())
+
+    async def _close(self) -> None:
+        async with self._turn:
+            self._control.close()
+
+    def kill(self, place: Place) -> None:
+        """End the process for the sake of a member that does not end."""
+        if self.places.get(place.number) is not place:
+            return
+        if not self._hurried and any(other.loading for other in self.places.values() if other is not place):
+            asyncio.get_running_loop().call_later(_PATIENCE_S, self.kill, place)
+            return
+        place.blamed = True
+        _log.warning("%s is killed with %d models: one of them does not end", self.name, len(self.places))
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
+    def hurry(self) -> None:
+        """The agent ends: nobody is added any more, and no kill waits for a load."""
+        self.ending = self._hurried = True
+
+    async def gone(self) -> None:
+        """Wait for the end of the process, whose members have ended; it is killed where that takes long."""
+        try:
+            await asyncio.wait_for(self._process.wait(), _END_S)
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+
+    def _later(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+class Groups:
+    """The groups of a slot, by runtime."""
+
+    def __init__(self, settings: AgentSettings, slot: str) -> None:
+        self._folder = private_folder(Path(settings.state) / "replicas")
+        self._slot = slot
+        self._groups: dict[str, Group] = {}
+        self._starting = asyncio.Lock()
+
+    async def join(self, runtime: str, config: Path, status: int, variables: dict[str, str] | None) -> Place:
+        """Have a model loaded by the process of its runtime, which is started where there is none; see `Group.add`."""
+        async with self._starting:
+            group = self._groups.get(runtime)
+            if group is None or group.ending:
+                group = self._groups[runtime] = Group(f"{self._slot}.shared-{runtime}", self._folder)
+                await group.start(variables)
+            return await group.add(config, status)
+
+    def hurry(self) -> None:
+        """The agent ends: see `Group.hurry`."""
+        for group in self._groups.values():
+            group.hurry()
+
+    async def gone(self) -> None:
+        """Wait for the end of every process, once their members have ended."""
+        await asyncio.gather(*(group.gone() for group in self._groups.values()))
