@@ -1,4 +1,5 @@
-"""300 endpoints on two slots with room for a few models each: cold starts, what is loaded and unloaded, and a fair share.
+"""300 endpoints on two slots with room for a few models each: cold starts, what is loaded and unloaded, and a fair share;
+and what models cost in processes of their own, and in one (`isolation: shared`).
 
 `python benchmarks/many_models.py [--quick] [--json FILE]`
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.support.serving_site import ServingSite, generation, scale_bundle, slow_bundle
@@ -141,8 +143,41 @@ def fair(folder: Path, seconds: float) -> dict[str, Any]:
         site.stop()
 
 
+def isolated(folder: Path, isolation: str, models: int, seconds: float) -> dict[str, Any]:
+    """So many models, all loaded on one slot: memory as the kernel shares it out (PSS), time to be ready, latency in turn."""
+    site = ServingSite(folder / isolation)
+    try:
+        site.start_router()
+        site.start_agent()
+        bundles = [
+            scale_bundle(folder / f"{isolation}{i}", 2.0 + i % BUILDS, isolation=isolation) for i in range(BUILDS)
+        ]
+        begun = time.perf_counter()
+        site.put(
+            {f"m{i}": {"pool": "edge", "generations": [generation(1, bundles[i % BUILDS])]} for i in range(models)}
+        )
+        site.wait(lambda: len(site.admin.status()["replicas"]) == models, 300, "ready")
+        ready_s = time.perf_counter() - begun
+        turn = iter(range(1 << 30))
+        clients = Clients(site, lambda _: f"m{next(turn) % models}", 1, 0.005)
+        time.sleep(seconds)
+        clients.stop()
+        pids = {row["pid"] for row in site.admin.status()["replicas"]}
+        took = [t for _, t in clients.took]
+        return {
+            "models": models,
+            "processes": len(pids),
+            "mib_per_model": round(sum(psutil.Process(pid).memory_full_info().pss for pid in pids) / models / 2**20, 2),
+            "ready_s": round(ready_s, 2),
+            "p50_ms": round(1e3 * percentile(took, 0.5), 2),
+            "failed": len(clients.failed),
+        }
+    finally:
+        site.stop()
+
+
 def main() -> int:
-    """Run both parts; exit code 1 when a request failed."""
+    """Run all parts; exit code 1 when a request failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
@@ -153,6 +188,10 @@ def main() -> int:
             "churn": churn(folder, 60 if args.quick else 300, 10 if args.quick else 60),
             "fair": fair(folder, 4 if args.quick else 15),
         }
+        size = (12, 2) if args.quick else (60, 10)
+        own, shared = (isolated(folder, word, *size) for word in ("process", "shared"))
+        ratios = {key: round(shared[key] / own[key], 3) for key in ("mib_per_model", "ready_s", "p50_ms")}
+        found["isolation"] = {"process": own, "shared": shared, "shared_over_process": ratios}
     sys.stdout.write(json.dumps(found, indent=2) + "\n")
     if args.json:
         args.json.write_text(json.dumps(found))

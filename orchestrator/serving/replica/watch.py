@@ -31,7 +31,10 @@ class Watch:
     def on(self, member: int, within_s: float) -> None:
         """A batch of the member has begun, or has gone on."""
         self._due[member] = time.monotonic() + within_s
-        self._set()
+        if len(self._due) == 1 or member == self._running:
+            self._arm(member, within_s)
+        else:
+            self._set()
 
     def off(self, member: int) -> None:
         """The member has nothing on the device."""
@@ -63,12 +66,15 @@ class Watch:
                 self.off(member)
 
     def _set(self) -> None:
-        first = self._running if self._running in self._due else _NOBODY
-        if first == _NOBODY and self._running == _NOBODY and self._due:
+        first = self._running
+        if first == _NOBODY and self._due:
             first = min(self._due, key=self._due.__getitem__)
-        if first == _NOBODY:
+        if first not in self._due:
             signal.setitimer(signal.ITIMER_REAL, 0)
             return
+        self._arm(first, max(_LEAST_S, self._due[first] - time.monotonic()))
+
+    def _arm(self, member: int, within_s: float) -> None:
         if self._blame is not None:
-            self._blame.alarm(first)
-        signal.setitimer(signal.ITIMER_REAL, max(_LEAST_S, self._due[first] - time.monotonic()))
+            self._blame.alarm(member)
+        signal.setitimer(signal.ITIMER_REAL, within_s)
