@@ -141,13 +141,19 @@ def test_who_hangs_the_process_runs_alone_afterwards(site: ServingSite, tmp_path
 
 def test_a_canary_is_not_put_beside_what_it_is_compared_with(site: ServingSite, tmp_path: Path) -> None:
     site.start_agent()
-    stable = generation(1, shared(tmp_path, 2.0), weight=90)
-    site.serve("m", generation(1, shared(tmp_path, 2.0)))
-    site.serve("other", generation(1, shared(tmp_path, 5.0)))
-    site.serve("m", stable, generation(2, shared(tmp_path, 3.0), weight=10))
-    pids = set(site.replica_pids("m"))
-    assert len(pids) == 2
-    assert pid(site, "other") in pids
+    builds = [shared(tmp_path, factor) for factor in (2, 3, 4)]
+    for name in ("m", "other"):
+        site.serve(name, generation(1, builds[0]))
+    first = pid(site, "m")
+    for name in ("m", "other"):
+        site.serve(name, generation(1, builds[0], weight=90), generation(2, builds[1], weight=10))
+        assert len(set(site.replica_pids(name))) == 2
+    (second,) = set(site.replica_pids("m")) - {first}
+    assert set(site.replica_pids("m")) == set(site.replica_pids("other")), "the canaries share a second process"
+    site.serve("m", generation(2, builds[1]))
+    site.wait(lambda: site.replica_pids("m") == [second], 10, "the first build has gone")
+    site.serve("m", generation(2, builds[1], weight=90), generation(3, builds[2], weight=10))
+    assert set(site.replica_pids("m")) == {first, second}, "no third process"
 
 
 def test_a_lazy_pool_counts_the_process_once(site: ServingSite, tmp_path: Path) -> None:

@@ -1,14 +1,19 @@
-"""Models that share a process: one group per runtime of the slot, started with its first member and ended with its last."""
+"""Models that share a process: a group for each runtime of the slot, started with its first member and ended with its last.
+
+A group has one build of an endpoint: the next one, a canary, goes into a second group, and so do the next ones of other endpoints.
+Who may have ended its process runs alone for as long as the agent lives.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import signal
 import socket
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Final, cast
 
@@ -23,19 +28,11 @@ from orchestrator.serving.replica.blame import MEMBERS, Blame
 from orchestrator.serving.serve_settings import MODEL, SHARING, read_serve_settings
 
 _log: Final = logging.getLogger("orchestrator.serving.agent")
+_ALONE: Final = 2
+"""From so much suspicion on a model shares no process."""
 _END_S: Final = 5.0
 _PATIENCE_S: Final = 0.5
 """Between two looks whether a process still loads a model for which it must not be killed."""
-
-
-def wants_company(placement: Placement) -> bool:
-    """Return whether the bundle asks to share a process, and its runtime can."""
-    if placement.stage != MODEL or placement.runtime not in SHARING:
-        return False
-    try:
-        return read_serve_settings(Path(placement.path)).isolation == "shared"
-    except IntegrityError:
-        return False  # the replica says what is wrong with it
 
 
 class Place:
@@ -43,15 +40,14 @@ class Place:
 
     Attributes:
         loading: Whether the process has not come to it yet, or loads it.
-        blamed: It may have ended the process; known once that has ended.
-        fell: The process has ended with it, and somebody is to blame.
+        innocent: The process has ended with it, by the doing of others.
         log_path: The process's log.
     """
 
-    def __init__(self, group: Group, number: int) -> None:
-        self._group, self.number = group, number
+    def __init__(self, group: Group, number: int, placement: Placement) -> None:
+        self._group, self.number, self.placement = group, number, placement
         self._code: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self.loading, self.blamed, self.fell = True, False, False
+        self.loading, self.innocent = True, False
         self.log_path = group.log_path
 
     @property
@@ -91,14 +87,17 @@ class Group:
     Args:
         name: For its log.
         folder: Where that lies.
+        accuse: Told of a member that may have ended the process, and of the exit code.
     """
 
-    def __init__(self, name: str, folder: Path) -> None:
+    def __init__(self, name: str, folder: Path, accuse: Callable[[Placement, int], None]) -> None:
         self.name = name
+        self._accuse = accuse
         self.log_path = folder / f"{name}.log"
         self.places: dict[int, Place] = {}
         self.ending = self._hurried = False
         self.pid = self._number = 0
+        self._hung: set[int] = set()
         self._turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -125,24 +124,30 @@ class Group:
     async def _follow(self) -> None:
         code = await self._process.wait()
         self.ending = True
-        suspects = self._blame.suspects(code, self.places.keys())
+        suspects = self._hung or self._blame.suspects(code, self.places.keys())
         if self.places:
             _log.warning("%s ended with %d and %d models; %d of them to blame", self.name, code, len(self.places), len(suspects))  # fmt: skip
         for place in list(self.places.values()):
-            place.blamed = place.blamed or place.number in suspects
-            place.fell = bool(suspects)
+            if place.number in suspects:
+                self._accuse(place.placement, code)
+            place.innocent = bool(suspects) and place.number not in suspects
             place.ended(code)
 
-    async def add(self, config: Path, status: int) -> Place:
+    def has(self, endpoint: str) -> bool:
+        """Whether a build of the endpoint is in the process."""
+        return any(place.placement.endpoint == endpoint for place in self.places.values())
+
+    async def add(self, placement: Placement, config: Path, status: int) -> Place:
         """Have the process load one more model.
 
         Args:
+            placement: The model's.
             config: The replica's settings.
             status: The end of a pipe that the member writes to; ours stays open.
         """
         while self._number % MEMBERS in self.places:
             self._number += 1
-        place = self.places[self._number % MEMBERS] = Place(self, self._number % MEMBERS)
+        place = self.places[self._number % MEMBERS] = Place(self, self._number % MEMBERS, placement)
         self._number += 1
         await self._send({"do": "add", "member": place.number, "config": str(config)}, status)
         return place
@@ -179,7 +184,7 @@ class Group:
         if not self._hurried and any(other.loading for other in self.places.values() if other is not place):
             asyncio.get_running_loop().call_later(_PATIENCE_S, self.kill, place)
             return
-        place.blamed = True
+        self._hung.add(place.number)
         _log.warning("%s is killed with %d models: one of them does not end", self.name, len(self.places))
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
@@ -208,23 +213,48 @@ class Groups:
     def __init__(self, settings: AgentSettings, slot: str) -> None:
         self._folder = private_folder(Path(settings.state) / "replicas")
         self._slot = slot
-        self._groups: dict[str, Group] = {}
+        self._groups: dict[str, list[Group]] = {}
+        self._suspicion: dict[tuple[str, str, str], int] = {}
         self._starting = asyncio.Lock()
 
-    async def join(self, runtime: str, config: Path, status: int, variables: dict[str, str] | None) -> Place:
-        """Have a model loaded by the process of its runtime, which is started where there is none; see `Group.add`."""
+    def takes(self, placement: Placement) -> bool:
+        """Return whether the bundle asks to share a process, its runtime can, and it has not ended one before."""
+        known = self._suspicion.get((placement.endpoint, *placement.build), 0)
+        if placement.stage != MODEL or placement.runtime not in SHARING or known >= _ALONE:
+            return False
+        try:
+            return read_serve_settings(Path(placement.path)).isolation == "shared"
+        except IntegrityError:
+            return False  # the replica says what is wrong with it
+
+    def _accuse(self, placement: Placement, code: int) -> None:
+        """A kill from outside, as the kernel's where memory is short, hits whoever runs: it takes two of them."""
+        key = (placement.endpoint, *placement.build)
+        self._suspicion[key] = self._suspicion.get(key, 0) + (1 if code == -signal.SIGKILL else _ALONE)
+
+    async def join(self, placement: Placement, config: Path, status: int, variables: dict[str, str] | None) -> Place:
+        """Have a model loaded by a process of its runtime, which is started where there is none for it; see `Group.add`."""
         async with self._starting:
-            group = self._groups.get(runtime)
-            if group is None or group.ending:
-                group = self._groups[runtime] = Group(f"{self._slot}.shared-{runtime}", self._folder)
+            groups = [group for group in self._groups.get(placement.runtime, ()) if not group.ending]
+            group = next((group for group in groups if not group.has(placement.endpoint)), None)
+            if group is None:
+                names = {group.name for group in groups}
+                words = (f"{self._slot}.shared-{placement.runtime}-{number}" for number in itertools.count(1))
+                name = next(word for word in words if word not in names)
+                group = Group(name, self._folder, self._accuse)
                 await group.start(variables)
-            return await group.add(config, status)
+                groups.append(group)
+            self._groups[placement.runtime] = groups
+            return await group.add(placement, config, status)
 
     def hurry(self) -> None:
         """The agent ends: see `Group.hurry`."""
-        for group in self._groups.values():
+        for group in self._all():
             group.hurry()
 
     async def gone(self) -> None:
         """Wait for the end of every process, once their members have ended."""
-        await asyncio.gather(*(group.gone() for group in self._groups.values()))
+        await asyncio.gather(*(group.gone() for group in self._all()))
+
+    def _all(self) -> list[Group]:
+        return [group for groups in self._groups.values() for group in groups]

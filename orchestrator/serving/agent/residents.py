@@ -105,13 +105,7 @@ class Residents:
                 gone=lambda ended: self._forget(model, ended),
                 load="lazy" if model.lazy else "always",
                 groups=self._groups,
-                lonely=self._has_sibling,
             )
-
-    def _has_sibling(self, placement: Placement) -> bool:
-        """Whether another build of the endpoint runs here: a canary is not put beside what it is compared with."""
-        mine = (placement.endpoint, *placement.build)
-        return any(key[0] == mine[0] and key != mine and model.running for key, model in self.models.items())
 
     def _remove(self, model: Model, *, at_once: bool) -> None:
         model.placed = False

@@ -19,7 +19,7 @@ from orchestrator.core.errors import DeviceError
 from orchestrator.core.files import private_folder, write_json
 from orchestrator.core.redact import redact_text
 from orchestrator.core.tail import last_text
-from orchestrator.serving.agent.group import Groups, Place, wants_company
+from orchestrator.serving.agent.group import Groups, Place
 from orchestrator.serving.agent.launch import Running, replica_settings, start_alone, variables_of
 from orchestrator.serving.config import AgentSettings
 from orchestrator.serving.link.reports import ReplicaReport
@@ -35,8 +35,6 @@ _WELL_S: Final = 60.0
 _DRAIN_S: Final = 30.0
 _END_S: Final = 5.0
 _TAIL_BYTES: Final = 2048
-_ALONE: Final = 2
-"""From so much suspicion on a replica shares no process."""
 
 
 class Supervised:
@@ -50,7 +48,6 @@ class Supervised:
         gone: Called once the replica has ended and is not wanted any more.
         load: See `ReplicaSettings`.
         groups: Where it may share a process.
-        lonely: Whether the placement must not, whatever its bundle asks for.
 
     Attributes:
         used_at: When it computed last, monotonic seconds.
@@ -67,9 +64,8 @@ class Supervised:
         gone: Callable[[Supervised], None],
         load: str = "always",
         groups: Groups | None = None,
-        lonely: Callable[[Placement], bool] = lambda _: False,
     ) -> None:
-        self._groups, self._lonely, self._suspicion = groups, lonely, 0
+        self._groups = groups
         self.shared_bytes: int | None = None
         self.placement = placement
         build = "-".join(short(digest) for digest in placement.build if digest)
@@ -249,30 +245,21 @@ class Supervised:
             return error.exit_code
         self._process = running = await self._start(config, write_end, variables)
         os.close(write_end)
+        if not self._wanted:
+            self._signal(signal.SIGTERM)  # it was let go while it started
         await self._follow(read_end, running)
         code = await running.wait()
         self._process = None
-        self._innocent = isinstance(running, Place) and self._judge(running, code)
+        self._innocent = isinstance(running, Place) and running.innocent
         return code
 
     async def _start(self, config: Path, status: int, variables: dict[str, str] | None) -> Running:
-        placement, groups = self.placement, self._groups
-        shares = groups is not None and self._suspicion < _ALONE and not self._lonely(placement)
-        if groups is not None and shares and wants_company(placement):
-            place = await groups.join(placement.runtime, config, status, variables)
+        if self._groups is not None and self._groups.takes(self.placement):
+            place = await self._groups.join(self.placement, config, status, variables)
             self._log_path, self.shared_bytes = place.log_path, 0
             return place
         self._log_path, self.shared_bytes = self._folder / f"{self._name}.log", None
         return await start_alone(config, status, self._log_path, variables)
-
-    def _judge(self, place: Place, code: int) -> bool:
-        """Return whether the process that it shared ended by the doing of others; who may have ended it runs alone from now on.
-
-        A kill from outside, as the kernel's where memory is short, hits whoever runs: it takes two of them.
-        """
-        if place.blamed:
-            self._suspicion += 1 if code == -signal.SIGKILL else _ALONE
-        return place.fell and not place.blamed
 
     async def _follow(self, read_end: int, running: Running) -> None:
         """Take in what the replica says of itself, until it closes the pipe: at its end."""
