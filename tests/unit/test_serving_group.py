@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.core.errors import DeviceError
 from orchestrator.serving.agent import group as grouping
 from orchestrator.serving.agent.group import Group, Groups, Place
 from orchestrator.serving.config import AgentSettings
@@ -44,6 +45,7 @@ class World:
         self.groups = Groups(AgentSettings("edge", "/l", str(folder), DEVICE), "edge-0")
         monkeypatch.setattr(asyncio, "create_subprocess_exec", self._start)
         monkeypatch.setattr(grouping, "_PATIENCE_S", 0.001)
+        monkeypatch.setattr(grouping, "_END_S", 0.01)
 
     async def _start(self, *_: str, pass_fds: tuple[int, ...], **__: Any) -> Process:
         self.processes.append(Process(pass_fds[1]))
@@ -115,14 +117,48 @@ def test_where_nobody_was_at_work_nobody_is_innocent(world: Any) -> None:
     world(body)
 
 
-def test_a_process_that_loads_one_is_not_killed_for_another(world: Any) -> None:
+def test_a_device_that_fails_is_nobodys_fault(world: Any) -> None:
+    async def body(w: World) -> None:
+        teller, other = await w.join("a"), await w.join("b")
+        w.processes[0].blame.note(teller.number, RUNS)
+        w.processes[0].code.set_result(DeviceError.exit_code)
+        await teller.wait()
+        assert not teller.innocent, "it counts against the device, by this member"
+        assert other.innocent
+        assert w.groups.takes(w.placement("a"))
+
+    world(body)
+
+
+def test_a_member_that_the_process_could_not_take_has_ended(world: Any) -> None:
+    async def body(w: World) -> None:
+        place = await w.join("a")
+        place.closed()
+        assert await place.wait() == 1
+
+    world(body)
+
+
+def test_who_leaves_when_asked_kills_nobody(world: Any) -> None:
+    async def body(w: World) -> None:
+        place, _ = await w.join("a"), await w.join("b")
+        place.send_signal(signal.SIGKILL)
+        place.told({"ended": 0})
+        await asyncio.sleep(0.05)
+        assert not w.processes[0].code.done()
+
+    world(body)
+
+
+@pytest.mark.parametrize("stuck_loads", [False, True])
+def test_a_process_that_loads_one_is_not_killed_for_another(world: Any, stuck_loads: bool) -> None:
     async def body(w: World) -> None:
         loading, stuck = await w.join("a"), await w.join("b")
-        stuck.told({"state": "ready"})
+        (loading if stuck_loads else stuck).told({"state": "ready"})
         stuck.send_signal(signal.SIGKILL)
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.05)
         assert not w.processes[0].code.done()
-        loading.told({"state": "ready"})
+        (stuck if stuck_loads else loading).told({"state": "ready"})
         assert await stuck.wait() == -signal.SIGKILL
         await asyncio.sleep(0)
         assert loading.innocent

@@ -13,13 +13,14 @@ import logging
 import os
 import signal
 import socket
+from collections import defaultdict
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Final, cast
 
 import orjson
 
-from orchestrator.core.errors import IntegrityError
+from orchestrator.core.errors import DeviceError, IntegrityError
 from orchestrator.core.files import private_folder
 from orchestrator.serving.agent.launch import PROGRAM, rotate
 from orchestrator.serving.config import AgentSettings
@@ -71,12 +72,16 @@ class Place:
             self._code.set_result(code)
             self._group.leave(self)
 
+    def closed(self) -> None:
+        """Its pipe has been closed: the process has ended, which it tells soon, or it could not take the member in."""
+        asyncio.get_running_loop().call_later(_END_S, self.ended, 1)
+
     def send_signal(self, number: int, /) -> None:
-        """See `Running`. SIGKILL hits all members: it waits while the process loads another one."""
+        """See `Running`. SIGKILL hits all members where this one does not leave the process without it."""
         if self._code.done():
             raise ProcessLookupError
         if number == signal.SIGKILL:
-            self._group.kill(self)
+            self._group.end(self)
         else:
             self._group.stop(self)
 
@@ -128,29 +133,27 @@ class Group:
         if self.places:
             _log.warning("%s ended with %d and %d models; %d of them to blame", self.name, code, len(self.places), len(suspects))  # fmt: skip
         for place in list(self.places.values()):
-            if place.number in suspects:
+            if place.number in suspects and code != DeviceError.exit_code:  # a device that fails is nobody's fault
                 self._accuse(place.placement, code)
             place.innocent = bool(suspects) and place.number not in suspects
             place.ended(code)
 
-    def has(self, endpoint: str) -> bool:
-        """Whether a build of the endpoint is in the process."""
-        return any(place.placement.endpoint == endpoint for place in self.places.values())
+    def takes(self, endpoint: str) -> bool:
+        """Whether there is room, and no build of the endpoint in the process."""
+        endpoints = {place.placement.endpoint for place in self.places.values()}
+        return endpoint not in endpoints and len(self.places) < MEMBERS
 
-    async def add(self, placement: Placement, config: Path, status: int) -> Place:
-        """Have the process load one more model.
-
-        Args:
-            placement: The model's.
-            config: The replica's settings.
-            status: The end of a pipe that the member writes to; ours stays open.
-        """
+    def enter(self, placement: Placement) -> Place:
+        """Give a model its place."""
         while self._number % MEMBERS in self.places:
             self._number += 1
         place = self.places[self._number % MEMBERS] = Place(self, self._number % MEMBERS, placement)
         self._number += 1
-        await self._send({"do": "add", "member": place.number, "config": str(config)}, status)
         return place
+
+    async def load(self, place: Place, config: Path, status: int) -> None:
+        """Have the process load a model that has entered; see `Groups.join`."""
+        await self._send({"do": "add", "member": place.number, "config": str(config)}, status)
 
     def stop(self, place: Place) -> None:
         """Let a member drain. The process may be busy with a load: nobody waits for it."""
@@ -177,12 +180,16 @@ class Group:
         async with self._turn:
             self._control.close()
 
-    def kill(self, place: Place) -> None:
-        """End the process for the sake of a member that does not end."""
+    def end(self, place: Place) -> None:
+        """Have a member leave without being drained; the process is killed where it does not come to that."""
+        self._later(self._send({"do": "end", "member": place.number}))
+        asyncio.get_running_loop().call_later(0 if self._hurried else _END_S, self._kill, place)
+
+    def _kill(self, place: Place) -> None:
         if self.places.get(place.number) is not place:
             return
-        if not self._hurried and any(other.loading for other in self.places.values() if other is not place):
-            asyncio.get_running_loop().call_later(_PATIENCE_S, self.kill, place)
+        if not self._hurried and any(other.loading for other in self.places.values()):
+            asyncio.get_running_loop().call_later(_PATIENCE_S, self._kill, place)  # a load has an alarm of its own
             return
         self._hung.add(place.number)
         _log.warning("%s is killed with %d models: one of them does not end", self.name, len(self.places))
@@ -215,7 +222,7 @@ class Groups:
         self._slot = slot
         self._groups: dict[str, list[Group]] = {}
         self._suspicion: dict[tuple[str, str, str], int] = {}
-        self._starting = asyncio.Lock()
+        self._starting: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     def takes(self, placement: Placement) -> bool:
         """Return whether the bundle asks to share a process, its runtime can, and it has not ended one before."""
@@ -233,19 +240,27 @@ class Groups:
         self._suspicion[key] = self._suspicion.get(key, 0) + (1 if code == -signal.SIGKILL else _ALONE)
 
     async def join(self, placement: Placement, config: Path, status: int, variables: dict[str, str] | None) -> Place:
-        """Have a model loaded by a process of its runtime, which is started where there is none for it; see `Group.add`."""
-        async with self._starting:
+        """Have a model loaded by a process of its runtime, which is started where there is none for it.
+
+        Args:
+            placement: The model's.
+            config: The replica's settings.
+            status: The end of a pipe that the member writes to; ours stays open.
+            variables: The process's environment.
+        """
+        async with self._starting[placement.runtime]:
             groups = [group for group in self._groups.get(placement.runtime, ()) if not group.ending]
-            group = next((group for group in groups if not group.has(placement.endpoint)), None)
+            group = next((group for group in groups if group.takes(placement.endpoint)), None)
             if group is None:
                 names = {group.name for group in groups}
                 words = (f"{self._slot}.shared-{placement.runtime}-{number}" for number in itertools.count(1))
-                name = next(word for word in words if word not in names)
-                group = Group(name, self._folder, self._accuse)
+                group = Group(next(word for word in words if word not in names), self._folder, self._accuse)
                 await group.start(variables)
                 groups.append(group)
             self._groups[placement.runtime] = groups
-            return await group.add(placement, config, status)
+            place = group.enter(placement)
+        await group.load(place, config, status)  # it waits while the process loads others
+        return place
 
     def hurry(self) -> None:
         """The agent ends: see `Group.hurry`."""

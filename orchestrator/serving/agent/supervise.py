@@ -224,8 +224,9 @@ class Supervised:
         """Run the process to its end and return its exit code."""
         read_end, write_end = os.pipe()
         config = self._folder / f"{self._name}.json"
+        placement = self.placement
         row = replica_settings(
-            self.placement,
+            placement,
             self._settings,
             replica=f"{self._name}.{self._restarts}",
             work=self._folder / f"{self._name}.work",
@@ -245,9 +246,11 @@ class Supervised:
             return error.exit_code
         self._process = running = await self._start(config, write_end, variables)
         os.close(write_end)
-        if not self._wanted:
+        if not self._wanted or self.placement != placement:
             self._signal(signal.SIGTERM)  # it was let go while it started
         await self._follow(read_end, running)
+        if isinstance(running, Place):
+            running.closed()
         code = await running.wait()
         self._process = None
         self._innocent = isinstance(running, Place) and running.innocent

@@ -51,7 +51,9 @@ class Link:
         link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_TIMEOUT)
         link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         try:
+            link.setblocking(False)  # a router that hangs takes no more connections, and must hold up nobody
             link.connect(self.path)
+            link.setblocking(True)
             link.sendall(greeting)
         except OSError:
             link.close()

@@ -1,7 +1,8 @@
 """Many models in one replica process, on one thread: the device's library wants one context and keeps the interpreter anyway.
 
-The agent's commands come over a socket pair: `{"do": "add", "member": n, "config": path}` with the status pipe of the member, and
-`{"do": "stop", "member": n}`; when the agent closes it, all are stopped. While one is loaded, the others wait.
+The agent's commands come over a socket pair: `{"do": "add", "member": n, "config": path}` with the status pipe of the member,
+`{"do": "stop", "member": n}`, which lets it drain, and `{"do": "end", "member": n}`, which does not; when the agent closes the pair, all
+are stopped. While one is loaded, the others wait.
 """
 
 from __future__ import annotations
@@ -101,11 +102,14 @@ class Host:
             self._end()
             return
         row: dict[str, Any] = orjson.loads(data)
-        if row["do"] == "add":
+        member = self._members.get(row["member"])
+        if row["do"] == "add" and files:  # without its pipe, for want of files, the agent sees that closed
             self._add(row["member"], Path(row["config"]), files[0])
-        elif row["member"] in self._members:
-            self._members[row["member"]].stop()
-            self._pauses[row["member"]] = 0.0
+        elif row["do"] == "stop" and member is not None:
+            member.stop()
+            self._pauses[member.number] = 0.0
+        elif row["do"] == "end" and member is not None:
+            self._leave(member, 0)
 
     def _add(self, number: int, config: Path, status: int) -> None:
         os.set_inheritable(status, False)
@@ -145,8 +149,7 @@ class Host:
                 pause_s = member.turn(wait=False)
         except DeviceError as error:
             sys.stderr.write(f"{error}\n")
-            for other in self._members.values():
-                other.fail(error)
+            member.fail(error)
             return error.exit_code
         except OrchestratorError as error:
             self._fail(member, error)

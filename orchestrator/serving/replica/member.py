@@ -172,13 +172,16 @@ class Member:
         self._tell("failed", str(error)[:4000], device=isinstance(error, DeviceError))
 
     def end(self, code: int) -> None:
-        """Free the device, and tell the agent that it has ended with such an exit code; nothing follows."""
+        """Free the device, and tell the agent that it has left its process with such an exit code; nothing follows."""
         if self.serves:
             self.links.close("stopped" if self._stopping else "drained")
+            for _, work in self._works:  # the device must let go of its buffers
+                with contextlib.suppress(InputRejected, ExecutionFailed):
+                    self._session.collect(work.ticket)
             self._session.close()
         self._watch.off(self.number)
-        self._say({"ended": code})
-        if self._status:
+        if self._files is not None:
+            self._say({"ended": code})
             os.close(self._status)
 
     # --- serving ---

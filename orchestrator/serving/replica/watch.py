@@ -46,6 +46,7 @@ class Watch:
         """Only this member can get on meanwhile: the batches of the others may take as much longer."""
         begun = time.monotonic()
         self._running = member
+        self._set()
         try:
             yield
         finally:
