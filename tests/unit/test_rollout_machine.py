@@ -73,7 +73,15 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.world.ledger.rollouts.active(ENDPOINT) is not None)
     @rule(verb=st.sampled_from(["pause", "resume", "abort", "promote"]))
     def ask(self, verb: Any) -> None:
-        self.world.ledger.rollouts.ask(ENDPOINT, verb, actor="bob")
+        row = self.world.ledger.rollouts.active(ENDPOINT)
+        assert row is not None
+        try:
+            self.world.ledger.rollouts.ask(ENDPOINT, verb, actor="bob")
+        except Conflict:
+            assert row.intent == "abort", "nothing else is refused"
+            assert verb != "abort"
+        else:
+            assert row.intent != "abort" or verb == "abort", "no wish takes an abort back"
 
     @precondition(lambda self: self.world.ledger.rollouts.active(ENDPOINT) is not None)
     @rule(who=st.sampled_from(["ada", "bob"]), decision=st.sampled_from(["approve", "approve", "reject"]))
