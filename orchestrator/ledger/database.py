@@ -10,7 +10,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -127,7 +127,7 @@ class Database:
         path = Path(self._url.database or "").absolute()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # private from the first byte on
+            _make_private(path)
         except OSError as error:
             raise LedgerError(
                 f"cannot open the ledger: {error.strerror}", place=str(path), hint="check the path and its permissions"
@@ -172,6 +172,17 @@ class Database:
                 "set synchronous_commit = on; set default_transaction_isolation = 'read committed'"
             )
         connection.commit()
+
+
+def _make_private(path: Path) -> None:
+    """Make the file if there is none, private from the first byte on, without opening it.
+
+    To close any descriptor of a database drops all locks that this process has on it: the next process that closes the
+    database would take itself for the last user and delete the log into which we go on to commit
+    (https://www.sqlite.org/howtocorrupt.html, 2.2).
+    """
+    with suppress(FileExistsError):
+        os.mknod(path, 0o600)
 
 
 def _sqlite_begin(connection: Connection) -> None:

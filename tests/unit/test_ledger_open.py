@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, text
-from support.ledger_samples import rollout
+from support.ledger_samples import execution, rollout
 
 from orchestrator.core.errors import LedgerError
-from orchestrator.ledger import GenerationState, Ledger, Owner
+from orchestrator.ledger import ExecutionUpdate, GenerationState, Ledger, Owner
 from orchestrator.ledger.database import Database
 from orchestrator.ledger.migrations import VERSION, prepare
 
@@ -170,6 +170,25 @@ def test_the_file_is_private_and_durable(tmp_path: Path) -> None:
             assert connection.execute(text("pragma journal_mode")).scalar_one() == "wal"
             assert connection.execute(text("pragma synchronous")).scalar_one() == 2
             assert connection.execute(text("pragma foreign_keys")).scalar_one() == 1
+
+
+def test_a_ledger_opened_twice_by_a_process_loses_nothing_when_another_process_closes_it(tmp_path: Path) -> None:
+    """To open it must not drop the locks of a ledger that is open already: the other would delete the log under it."""
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    look = (
+        f"from orchestrator.ledger import Ledger\nwith Ledger.open({url!r}) as it: print(it.executions.get('x1').state)"
+    )
+
+    def seen_by_another() -> str:
+        return subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout.strip()
+
+    with Ledger.open(url) as ledger:
+        lease = ledger.leases.acquire("recipe/digits", Owner.here())
+        ledger.executions.create(execution(), lease)
+        Ledger.open(url).close()
+        assert seen_by_another() == "running"
+        ledger.executions.record(lease, execution=ExecutionUpdate(id="x1", state="succeeded"))
+        assert seen_by_another() == "succeeded"
 
 
 def test_opening_an_existing_ledger_is_quick(tmp_path: Path) -> None:
