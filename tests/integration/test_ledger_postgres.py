@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 import psycopg
 import pytest
+from support.forked import start_forked
 from support.ledger_samples import execution, request
 from support.postgres import PostgresServer, postgres_server
 
@@ -34,23 +36,24 @@ def test_an_open_ledger_survives_a_restart_of_the_server(postgres_server: Postgr
 def test_a_stopped_writer_is_ended_by_the_server_and_others_go_on(postgres_server: PostgresServer) -> None:
     url = postgres_server.database()
     Ledger.open(url).close()
-    read_end, write_end = os.pipe()
-    pid = os.fork()
-    if pid == 0:
+
+    def stop_in_the_middle() -> None:
         with Ledger.open(url, busy_timeout_s=1) as mine, mine._database.write() as connection:
             mine._database.now(connection)
-            os.write(write_end, b"x")
             os.kill(os.getpid(), signal.SIGSTOP)
-        os._exit(0)
+
+    writer = start_forked(stop_in_the_middle)
     try:
-        assert os.read(read_end, 1) == b"x"
+        while ") T " not in Path(f"/proc/{writer.pid}/stat").read_text():
+            assert writer.is_alive()
+            time.sleep(0.01)
         started = time.monotonic()
         with Ledger.open(url, busy_timeout_s=20) as other:
             other.projections.put("a", "b")
         assert time.monotonic() - started < 10
     finally:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        writer.kill()
+        writer.join()
 
 
 def test_a_database_shared_with_other_tables(postgres_server: PostgresServer) -> None:

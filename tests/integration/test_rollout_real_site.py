@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServingSite]:
         site.stop()
 
 
-def run(site: ServingSite, ledger_path: Path, endpoint: str, bundle: Bundle) -> Deployed:
+def run(site: Callable[[], RouterSite], ledger_path: Path, endpoint: str, bundle: Bundle) -> Deployed:
     request = DeployRequest(
         endpoint=endpoint,
         pool="edge",
@@ -46,11 +46,12 @@ def run(site: ServingSite, ledger_path: Path, endpoint: str, bundle: Bundle) -> 
         ready_timeout_s=30,
     )
     with Ledger.open(f"sqlite:///{ledger_path}") as ledger:
-        return deploy(ledger, connect(site), request, Owner.here("test"))
+        return deploy(ledger, site(), request, Owner.here("test"))
 
 
-def connect(site: ServingSite) -> RouterSite:
-    return RouterSite.connect("local", site.url, site.short / "admin.sock")
+def connection(site: ServingSite) -> Callable[[], RouterSite]:
+    """Return what another process needs to connect as well."""
+    return partial(RouterSite.connect, "local", site.url, site.short / "admin.sock")
 
 
 class Traffic:
@@ -82,15 +83,15 @@ class Traffic:
 
 
 def test_two_deploys_a_failure_and_a_kill_under_traffic(serving: ServingSite, tmp_path: Path) -> None:
-    ledger_path = tmp_path / "ledger.db"
+    site, ledger_path = connection(serving), tmp_path / "ledger.db"
     two, three = scale_bundle(tmp_path / "two", 2.0), scale_bundle(tmp_path / "three", 3.0)
     wrong = scale_bundle(tmp_path / "wrong", 5.0, wrong_golden=True)
-    first = run(serving, ledger_path, "scale", two)
+    first = run(site, ledger_path, "scale", two)
     assert (first.generation, first.device) == (1, DEVICE)
     assert first.smoke is not None
     assert first.smoke.samples == 3
     assert httpx.get(first.url).json()["versions"] == ["1"]
-    log, again = tmp_path / "faults.log", partial(run, serving, ledger_path, "scale", three)
+    log, again = tmp_path / "faults.log", partial(run, site, ledger_path, "scale", three)
     assert run_forked(again, fault="deploy.live:kill", log=log) == -9
     assert fired(log)
     with Traffic(serving, "scale") as traffic:
@@ -98,9 +99,9 @@ def test_two_deploys_a_failure_and_a_kill_under_traffic(serving: ServingSite, tm
         done = again()
         assert (done.generation, done.previous) == (2, 0)  # the killed one had committed; this one finished the switch
         with pytest.raises(ServingError, match=r"generation 3 of 'scale' cannot be served: (.|\n)*self-check"):
-            run(serving, ledger_path, "scale", wrong)
+            run(site, ledger_path, "scale", wrong)
         before = len(traffic.answers)
-        back = run(serving, ledger_path, "scale", two)
+        back = run(site, ledger_path, "scale", two)
         assert (back.generation, back.previous) == (4, 2)
         ServingSite.wait(lambda: len(traffic.answers) > before + 20 or traffic.errors, 20, "traffic after the switch")
     assert traffic.errors == []
@@ -110,6 +111,6 @@ def test_two_deploys_a_failure_and_a_kill_under_traffic(serving: ServingSite, tm
     assert set(traffic.answers) == {(1, 2.0), (2, 3.0), (4, 2.0)}
     with Ledger.open(f"sqlite:///{ledger_path}") as ledger:
         states = [(g.number, str(g.state)) for g in ledger.generations.list("scale")]
-        (view,) = list_endpoints(ledger, {"local": connect(serving)})
+        (view,) = list_endpoints(ledger, {"local": site()})
     assert states == [(1, "retired"), (2, "warm"), (3, "failed"), (4, "live")]
     assert (view.state, view.generation, view.device) == ("ready", 4, DEVICE)
