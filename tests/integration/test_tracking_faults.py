@@ -8,14 +8,15 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.forked import run_forked
 from support.mlflow_server import mlflow_url  # noqa: F401  # a fixture
 from support.proxy import Fault, Proxy, black_hole, closed_port, post, proxy_to
-from support.tracking_child import context, project_once
-from support.tracking_samples import DictMapping, digits, small, until
+from support.tracking_samples import DictMapping, FileMapping, digits, small, until
 
 from orchestrator.tracking.client import prepare_environment
 from orchestrator.tracking.projector import project
@@ -205,20 +206,25 @@ def _posts(proxy: Proxy) -> list[tuple[str, str]]:
     return [request for request in proxy.requests if request[0] == "POST"]
 
 
+def project_once(folder: Path, uri: str) -> None:
+    report = project(sample(folder / "store", "killed"), FileMapping(folder / "mapping"), uri=uri, budget_s=60)
+    assert report.done, report
+    assert not report.refused, report
+
+
 def test_kill_9_anywhere_then_again(mlflow_url: str, tmp_path: Path) -> None:  # noqa: F811
     """SIGKILL around creates and after other replies, again and again; each call goes on from where the last one died."""
-    forks, kills = context(), 0
+    kills, code = 0, -1
+    work = partial(project_once, tmp_path, mlflow_url)
     points = ["before_create#1", "after_create#1", "after_create#2", "before_create#1", "after_create#3", "reply#9"]
     for number, point in enumerate([*points, "reply#14", "after_create#1", "reply#17", "reply#12", "reply#19", ""]):
         fault, log = f"tracking.{point}:kill" if point else "", tmp_path / f"faults-{number}"
-        child = forks.Process(target=project_once, args=(str(tmp_path), "killed", mlflow_url, fault, str(log)))
-        child.start()
-        child.join(120)
-        if child.exitcode == 0:
+        code = run_forked(work, fault=fault, log=log)
+        if code == 0:
             break
-        assert child.exitcode == -signal.SIGKILL
+        assert code == -signal.SIGKILL
         assert " fired" in log.read_text()
         kills += 1
-    assert child.exitcode == 0
+    assert code == 0
     assert kills >= 8
     assert counts(mlflow_url, "killed") == ONCE

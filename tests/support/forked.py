@@ -1,7 +1,7 @@
 """Run a function in a process of its own with a fault armed: a real process that a real SIGKILL ends, without a slow start.
 
-It is forked from a server that has one thread and has loaded the ledger, not from the process of the tests: libraries that
-those have loaded and used by then (gRPC, OpenSSL in libpq) may crash in a child forked beside their threads.
+It is forked from a server that has loaded what is slow to load and used nothing of it, not from the process of the tests:
+libraries that those have used by then (gRPC, OpenSSL in libpq) may crash in a child forked beside their threads.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ import cloudpickle
 from orchestrator.core import faults
 
 _SERVER: Final = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["orchestrator.ledger", "orchestrator.rollout.lead", "psycopg", "cloudpickle", "pytest"])
+_SERVER.set_forkserver_preload(
+    ["orchestrator.ledger", "orchestrator.rollout.lead", "psycopg", "mlflow", "mlflow.pyfunc", "cloudpickle", "pytest"]
+)
 
 
 def run_forked(work: Callable[[], object], *, fault: str = "", log: Path | None = None) -> int:
